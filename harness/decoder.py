@@ -1,0 +1,81 @@
+"""The protocol that every decoder keeps: backends and the oracle alike.
+
+The guard and the meter know decoders through this module only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from harness.model import Model
+    from harness.numerics import Numerics
+    from harness.stages import Capture
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """One backend holding one model, decoding one sequence at batch 1.
+
+    A decoder owns a KV cache of ``capacity`` positions; ``position`` is the number filled.
+    """
+
+    model: Model
+    numerics: Numerics
+    backend: str
+    device: str
+    capacity: int
+    position: int
+
+    def reset(self) -> None:
+        """Forget the sequence: position 0. Old cache contents must not matter afterwards."""
+
+    def step(
+        self,
+        token: int,
+        capture: Capture | None = None,
+        forced: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Decode one token at the next position.
+
+        Parameters
+        ----------
+        token
+            Its id, ``0 <= token < vocab``.
+        capture
+            Stages to fill. Capturing changes no result.
+        forced
+            float32 ``[layers, hidden]``: each layer's input, in place of the decoder's own
+            hidden state (teacher-forcing). The embedding is not used then.
+
+        Returns
+        -------
+        Logits, float32 ``[vocab]``, a copy that the next step leaves alone.
+
+        Raises
+        ------
+        BadInput
+            For an id outside the vocabulary or a full cache.
+
+        """
+
+    def generate(self, prompt: Sequence[int], count: int) -> list[int]:
+        """Decode ``prompt`` and then ``count`` tokens greedily (argmax, ties to the lower id)."""
+
+    def fill_cache(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Fill the cache from position 0: float32 ``[layers, positions, kv_heads, head_dim]``.
+
+        Keys are as after RoPE. ``position`` becomes ``positions``.
+        """
+
+    def ran(self) -> Mapping[str, object]:
+        """Say what computes: backend, device, threads, kernel source hash."""
+
+    def close(self) -> None:
+        """Free what the decoder holds; it is not used afterwards."""

@@ -1,0 +1,28 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness.errors import BadInput
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` (UTF-8) beside ``path``, then rename it into place.
+
+    Raises
+    ------
+    BadInput
+        Where that cannot be written; nothing half-written is left.
+
+    """
+    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
+        raise BadInput(
+            f"{path}: cannot be written ({error.strerror}); name a place that can be"
+        ) from None

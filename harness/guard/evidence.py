@@ -1,0 +1,243 @@
+"""Everything that the guard saw, and the verdict that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from harness.guard.routing import Swap
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Accepted, or rejected with reasons: an accepted verdict has none, a rejected one some."""
+
+    reasons: tuple[str, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether a number may be built on the evidence."""
+        return not self.reasons
+
+    def to_json(self) -> dict[str, object]:
+        """As DESIGN.md has it."""
+        return {"accepted": self.accepted, "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One quantity beside its limit: ``value / limit`` is its distance; above 1 it rejects."""
+
+    what: str
+    value: float
+    limit: float
+
+    @property
+    def distance(self) -> float:
+        """``value / limit``; infinite where either makes no sense (NaN never passes)."""
+        if not np.isfinite(self.value) or np.isnan(self.limit):
+            return float("inf")
+        if self.limit <= 0:
+            return 0.0 if self.value <= 0 else float("inf")
+        return max(0.0, self.value / self.limit)
+
+
+@dataclass(frozen=True)
+class PassEvidence:
+    """One pass (free-running or teacher-forced) against the oracle.
+
+    Arrays are ``[layers, positions]`` unless said otherwise. ``attention_rel_l2`` is the error
+    of ``post_attn_residual`` relative to what attention added (forced) or to the whole residual
+    (free). ``*_row`` are worst rows, ``[layers]``.
+    """
+
+    moe_cosine: NDArray[np.float64]
+    moe_rel_l2: NDArray[np.float64]
+    moe_row: NDArray[np.float64]
+    attention_rel_l2: NDArray[np.float64]
+    attention_row: NDArray[np.float64]
+    residual_rel_l2: NDArray[np.float64]
+    router_weight: NDArray[np.float64]
+    router_cosine: NDArray[np.float64]
+    swaps: tuple[Swap, ...]
+    final_norm_rel_l2: NDArray[np.float64]  # [positions]
+    logits_rel_l2: NDArray[np.float64]  # [positions]
+    logits_cosine: NDArray[np.float64]  # [positions]
+    logits_row: float
+    argmax_agree: int
+    argmax_margins: tuple[tuple[int, int, int, float, float], ...]
+
+    @property
+    def argmax_ties(self) -> int:
+        """Positions whose argmax differs within the bound of the numerics."""
+        return sum(margin <= bound for *_, margin, bound in self.argmax_margins)
+
+    @property
+    def argmax_faults(self) -> int:
+        """Positions whose argmax differs beyond it."""
+        return len(self.argmax_margins) - self.argmax_ties
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """One line of the parity table; None where that pass was not made."""
+
+    layer: int
+    moe_ffn_out_cosine: float | None
+    moe_ffn_out_rel_l2: float | None
+    forced_cosine: float | None
+    forced_rel_l2: float | None
+    experts_equal: bool
+    experts_differ: tuple[Swap, ...]
+    router_cosine: float
+
+    def to_json(self) -> dict[str, object]:
+        """As DESIGN.md has it; infinities become None, as JSON has none."""
+        return {
+            "layer": self.layer,
+            "moe_ffn_out_cosine": _number(self.moe_ffn_out_cosine),
+            "moe_ffn_out_rel_l2": _number(self.moe_ffn_out_rel_l2),
+            "forced_cosine": _number(self.forced_cosine),
+            "forced_rel_l2": _number(self.forced_rel_l2),
+            "experts_equal": self.experts_equal,
+            "experts_differ": [
+                [*swap.to_json()[:3], _number(swap.margin)] for swap in self.experts_differ
+            ],
+            "router_cosine": _number(self.router_cosine),
+        }
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the guard saw of one candidate on one prompt.
+
+    ``judged`` names the pass that decides: ``free`` or ``forced`` (``both`` judges both).
+    ``candidate_logits`` is float32 ``[positions, vocab]`` of the free-running pass (of the forced
+    one where there was no other): what a timed run must reproduce bit by bit.
+    """
+
+    reference: str
+    backend: str
+    numerics: str
+    mode: str
+    prompt_ids: tuple[int, ...]
+    cached_positions: int
+    free: PassEvidence | None
+    forced: PassEvidence | None
+    judged: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    ran: Mapping[str, object]
+    model: Mapping[str, object]
+    candidate_logits: NDArray[np.float32] = field(repr=False, compare=False)
+
+    @property
+    def worst(self) -> Finding:
+        """The finding that is farthest out."""
+        return max(self.findings, key=lambda finding: finding.distance)
+
+    @property
+    def distance(self) -> float:
+        """The worst finding's distance: above 1 the run is rejected."""
+        return self.worst.distance
+
+    @property
+    def decisive(self) -> PassEvidence:
+        """The pass whose expert sets and argmaxes stand in the table."""
+        chosen = self.free if "free" in self.judged else self.forced
+        if chosen is None:
+            raise ValueError("evidence without a judged pass")
+        return chosen
+
+    @property
+    def layers(self) -> list[LayerEvidence]:
+        """One line a layer, the worst position of each."""
+        free, forced, main = self.free, self.forced, self.decisive
+        lines = []
+        for layer in range(len(main.moe_cosine)):
+            swaps = tuple(swap for swap in main.swaps if swap.layer == layer)
+            lines.append(
+                LayerEvidence(
+                    layer,
+                    None if free is None else float(free.moe_cosine[layer].min()),
+                    None if free is None else float(free.moe_rel_l2[layer].max()),
+                    None if forced is None else float(forced.moe_cosine[layer].min()),
+                    None if forced is None else float(forced.moe_rel_l2[layer].max()),
+                    not swaps,
+                    swaps,
+                    float(main.router_cosine[layer].min()),
+                )
+            )
+        return lines
+
+    def to_json(self) -> dict[str, object]:
+        """Return the ``parity`` JSON of DESIGN.md, with what else was seen."""
+        main = self.decisive
+        return {
+            "schema": "moe-harness/parity/1",
+            "verdict": self.verdict.to_json(),
+            "reference": self.reference,
+            "backend": self.backend,
+            "numerics": self.numerics,
+            "mode": self.mode,
+            "judged": list(self.judged),
+            "prompt_ids": list(self.prompt_ids),
+            "cached_positions": self.cached_positions,
+            "layers": [line.to_json() for line in self.layers],
+            "argmax": {
+                "positions": len(self.prompt_ids),
+                "agree": main.argmax_agree,
+                "ties": main.argmax_ties,
+                "faults": main.argmax_faults,
+            },
+            "argmax_differ": [
+                [position, candidate, reference, _number(margin), _number(bound)]
+                for position, candidate, reference, margin, bound in main.argmax_margins
+            ],
+            "logits_cosine": _number(float(main.logits_cosine.min())),
+            "free_running": _summary(self.free),
+            "teacher_forced": _summary(self.forced),
+            "replays": [
+                [swap.layer, *swap.to_json(), swap.bound]
+                for swap in (self.free.swaps if self.free and "free" in self.judged else ())
+                if swap.is_tie
+            ],
+            "findings": [
+                {"what": f.what, "value": _number(f.value), "limit": f.limit}
+                for f in self.findings
+            ],
+            "worst": self.worst.what,
+            "distance": _number(self.distance),
+            "ran": dict(self.ran),
+            "model": dict(self.model),
+        }
+
+
+def _number(value: float | None) -> float | None:
+    """Make a float that JSON can carry: None in place of NaN and infinities."""
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
+    """Whole-pass extremes: over all layers and positions."""
+    if seen is None:
+        return None
+    return {
+        "worst_moe_ffn_out_cosine": _number(float(seen.moe_cosine.min())),
+        "worst_moe_ffn_out_rel_l2": _number(float(seen.moe_rel_l2.max())),
+        "worst_row_rel_l2": _number(float(max(seen.moe_row.max(), seen.attention_row.max()))),
+        "worst_attention_rel_l2": _number(float(seen.attention_rel_l2.max())),
+        "worst_router_weight_difference": _number(float(seen.router_weight.max())),
+        "expert_sets_differ": len(seen.swaps),
+        "expert_sets": int(seen.moe_cosine.size),
+        "worst_logits_cosine": _number(float(seen.logits_cosine.min())),
+        "worst_logits_rel_l2": _number(float(seen.logits_rel_l2.max())),
+        "argmax_agree": seen.argmax_agree,
+    }

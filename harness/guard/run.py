@@ -1,0 +1,319 @@
+"""Running a candidate and the oracle over one prompt, and gathering the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.errors import BadInput
+from harness.guard.distance import cosine, rel_l2, worst_row
+from harness.guard.evidence import Evidence, PassEvidence
+from harness.guard.routing import Swap, compare_sets, renormalised, valid_ids
+from harness.guard.verdict import judge
+from harness.stages import REQUIRED, Capture, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from harness.decoder import Decoder
+    from harness.reference import Oracle, Routing
+
+MODES = ("free", "forced", "both")
+_CANDIDATE_PLAN = Plan(frozenset(REQUIRED))
+_ORACLE_PLAN = Plan(frozenset((*REQUIRED, "embedding", "attn_out")))
+
+# Attention may add little to a long residual, and then its own rounding is lost in the
+# residual's: errors count relative to what was added, but to no less than this share of it.
+_RESIDUAL_SHARE = 0.05
+
+
+@dataclass
+class _Pass:
+    """Captures and logits of one decoder over the prompt."""
+
+    captures: list[Capture] = field(default_factory=list)
+    logits: list[NDArray[np.floating]] = field(default_factory=list)
+
+    def stage(self, name: str, layer: int | None = None) -> NDArray[np.float64]:
+        """Return float64 ``[positions, values]``."""
+        return np.stack([capture[name, layer] for capture in self.captures]).astype(np.float64)
+
+    def ids(self, layer: int, position: int) -> NDArray[np.generic]:
+        return self.captures[position]["moe_router_indices", layer]
+
+
+def guard(
+    candidate: Decoder,
+    oracle: Oracle,
+    ids: Sequence[int],
+    *,
+    mode: str = "both",
+    cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    plan: Plan | None = None,
+    keep: Callable[[list[Capture], list[Capture]], None] | None = None,
+) -> Evidence:
+    """Decode ``ids`` with candidate and oracle, compare everything, judge.
+
+    The candidate's free-running pass comes first, before the oracle has computed anything that a
+    candidate could find lying in memory.
+
+    Parameters
+    ----------
+    candidate, oracle
+        Both are reset. The candidate's numerics brings the tolerance. A candidate whose
+        activations are rounded is judged teacher-forced, against an oracle that rounds alike.
+    ids
+        The prompt; every position is compared.
+    mode
+        ``free``, ``forced`` or ``both``.
+    cache
+        Keys and values that both start from, float32 ``[layers, depth, kv_heads, head_dim]``.
+    plan
+        Further stages that ``keep`` wants to see.
+    keep
+        Called with the captures of candidate (free-running) and oracle (after replay).
+
+    Raises
+    ------
+    BadInput
+        For an empty prompt, or a mode that leaves nothing to judge.
+
+    """
+    tolerance = candidate.numerics.tolerance
+    if not ids:
+        raise BadInput("the prompt is empty; the guard needs at least one token")
+    if mode not in MODES:
+        raise BadInput(f"mode {mode!r}, expected one of {', '.join(MODES)}")
+    judged = tuple(
+        name
+        for name in ("free", "forced")
+        if mode in (name, "both") and getattr(tolerance, name) is not None
+    )
+    if not judged:
+        raise BadInput(
+            f"{candidate.numerics.name} is judged teacher-forced only; use --mode forced or both"
+        )
+    extra = plan.stages if plan is not None else frozenset()
+    free = forced = None
+    if mode != "forced":
+        free = _run(candidate, ids, cache, Plan(_CANDIDATE_PLAN.stages | extra))
+    seen: dict[tuple[int, int], Routing] = {}
+    truth = _run_oracle(
+        oracle,
+        ids,
+        cache,
+        Plan(_ORACLE_PLAN.stages | extra),
+        _Replay(free if "free" in judged else None, tolerance.tie_epsilon, seen),
+    )
+    if mode != "free":
+        layers = range(candidate.model.config.layers)
+        inputs = np.stack([truth.stage("embedding", n) for n in layers], axis=1)
+        forced = _run(candidate, ids, cache, _CANDIDATE_PLAN, inputs.astype(np.float32))
+    if keep is not None and free is not None:
+        keep(free.captures, truth.captures)
+    compare = _Comparison(oracle, truth, seen, tolerance.tie_epsilon)
+    free_evidence = None if free is None else compare(free, forced=False)
+    forced_evidence = None if forced is None else compare(forced, forced=True)
+    findings, verdict = judge(
+        tolerance,
+        free_evidence if "free" in judged else None,
+        forced_evidence if "forced" in judged else None,
+        oracle_finite=all(np.isfinite(row).all() for row in truth.logits),
+    )
+    main = free or forced
+    if main is None:
+        raise AssertionError("a mode without a pass")
+    return Evidence(
+        reference=oracle.name,
+        backend=candidate.backend,
+        numerics=candidate.numerics.name,
+        mode=mode,
+        prompt_ids=tuple(ids),
+        cached_positions=0 if cache is None else cache[0].shape[1],
+        free=free_evidence,
+        forced=forced_evidence,
+        judged=judged,
+        findings=findings,
+        verdict=verdict,
+        ran=dict(candidate.ran()),
+        model={"name": oracle.model.name, "fingerprint": oracle.model.fingerprint},
+        candidate_logits=np.stack(main.logits).astype(np.float32, copy=False),
+    )
+
+
+def _run(
+    decoder: Decoder,
+    ids: Sequence[int],
+    cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    plan: Plan,
+    inputs: NDArray[np.float32] | None = None,
+) -> _Pass:
+    """One pass; ``inputs`` ``[positions, layers, hidden]`` make it teacher-forced."""
+    decoder.reset()
+    if cache is not None:
+        decoder.fill_cache(*cache)
+    done = _Pass()
+    for position, token in enumerate(ids):
+        capture = Capture(plan)
+        forced = None if inputs is None else np.ascontiguousarray(inputs[position])
+        done.logits.append(decoder.step(token, capture, forced))
+        done.captures.append(capture)
+    return done
+
+
+def _run_oracle(
+    oracle: Oracle,
+    ids: Sequence[int],
+    cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    plan: Plan,
+    choose: _Replay,
+) -> _Pass:
+    oracle.reset()
+    if cache is not None:
+        oracle.fill_cache(*cache)
+    choose.start = oracle.position
+    done = _Pass()
+    for token in ids:
+        capture = Capture(plan)
+        done.logits.append(oracle.step(token, capture, choose=choose))
+        done.captures.append(capture)
+    return done
+
+
+class _Replay:
+    """Routing replay: at a proven tie the oracle takes the candidate's experts."""
+
+    def __init__(
+        self, free: _Pass | None, epsilon: float, seen: dict[tuple[int, int], Routing]
+    ) -> None:
+        self._free, self._epsilon, self._seen = free, epsilon, seen
+        self.start = 0
+
+    def __call__(self, routing: Routing) -> NDArray[np.int64] | None:
+        position = routing.position - self.start
+        self._seen[routing.layer, position] = routing
+        if self._free is None:
+            return None
+        ids = self._free.ids(routing.layer, position)
+        swap = compare_sets(routing, ids, self._epsilon)
+        return ids.astype(np.int64) if swap is not None and swap.is_tie else None
+
+
+class _Comparison:
+    """Compares passes of a candidate with one pass of the oracle."""
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        truth: _Pass,
+        seen: dict[tuple[int, int], Routing],
+        epsilon: float,
+    ) -> None:
+        self.oracle, self.truth, self.seen, self.epsilon = oracle, truth, seen, epsilon
+        self.layers = oracle.config.layers
+        self.positions = len(truth.captures)
+
+    def __call__(self, got: _Pass, *, forced: bool) -> PassEvidence:
+        shape = (self.layers, self.positions)
+        cosines, errors, attention, residual, weight, weight_cosine = (
+            np.empty(shape) for _ in range(6)
+        )
+        moe_row, attention_row = np.empty(self.layers), np.empty(self.layers)
+        swaps: list[Swap] = []
+        for layer in range(self.layers):
+            found, weight[layer], weight_cosine[layer] = self._routing(got, layer)
+            swaps.extend(swap for swap in found if swap is not None)
+            moe, true_moe = got.stage("moe_ffn_out", layer), self._moe(got, layer, found)
+            cosines[layer], errors[layer] = cosine(moe, true_moe), rel_l2(moe, true_moe)
+            moe_row[layer] = worst_row(moe, true_moe)
+            after, true_after = (p.stage("post_attn_residual", layer) for p in (got, self.truth))
+            scale = true_after
+            if forced:
+                added = self.truth.stage("attn_out", layer)
+                scale = np.hypot(added, _RESIDUAL_SHARE * true_after)
+            attention[layer] = rel_l2(after, true_after, scale)
+            attention_row[layer] = worst_row(after, true_after, scale)
+            # What the layer hands on is the sum of the two parts; with other experts than the
+            # oracle's it is taken from the parts, not from the oracle's own layer.
+            out = got.stage("post_ffn_residual", layer)
+            residual[layer] = rel_l2(out, true_after + true_moe)
+        logits, true_logits = np.stack(got.logits).astype(np.float64), np.stack(self.truth.logits)
+        margins = self._argmaxes(logits, true_logits)
+        return PassEvidence(
+            moe_cosine=cosines,
+            moe_rel_l2=errors,
+            moe_row=moe_row,
+            attention_rel_l2=attention,
+            attention_row=attention_row,
+            residual_rel_l2=residual,
+            router_weight=weight,
+            router_cosine=weight_cosine,
+            swaps=tuple(swaps),
+            final_norm_rel_l2=rel_l2(got.stage("final_norm"), self.truth.stage("final_norm")),
+            logits_rel_l2=rel_l2(logits, true_logits),
+            logits_cosine=cosine(logits, true_logits),
+            logits_row=worst_row(logits, true_logits),
+            argmax_agree=self.positions - len(margins),
+            argmax_margins=tuple(margins),
+        )
+
+    def _routing(
+        self, got: _Pass, layer: int
+    ) -> tuple[list[Swap | None], NDArray[np.float64], NDArray[np.float64]]:
+        """Compare sets, and weights by expert id (their order may differ among equals)."""
+        c = self.oracle.config
+        swaps: list[Swap | None] = []
+        apart, along = np.full(self.positions, np.inf), np.full(self.positions, -1.0)
+        for position in range(self.positions):
+            seen, ids = self.seen[layer, position], got.ids(layer, position)
+            swaps.append(compare_sets(seen, ids, self.epsilon))
+            weights = got.captures[position]["moe_router", layer].astype(np.float64)
+            if valid_ids(ids, c.experts, c.top_k) and weights.shape == (c.top_k,):
+                truth = renormalised(seen.logits, [int(expert) for expert in ids])
+                if np.isfinite(weights).all():
+                    apart[position] = np.abs(weights - truth).max()
+                along[position] = cosine(weights[None], truth[None])[0]
+        return swaps, apart, along
+
+    def _moe(self, got: _Pass, layer: int, swaps: Sequence[Swap | None]) -> NDArray[np.float64]:
+        """What the experts should have given: of the candidate's set where that is a tie."""
+        rows = []
+        for position, swap in enumerate(swaps):
+            truth = self.truth.captures[position]
+            used = {int(expert) for expert in truth["moe_router_indices", layer]}
+            own = [int(expert) for expert in self.seen[layer, position].chosen]
+            ids = got.ids(layer, position)
+            wanted = [int(expert) for expert in ids] if swap is not None and swap.is_tie else own
+            if set(wanted) == used or (swap is not None and not swap.is_tie):
+                rows.append(truth["moe_ffn_out", layer].astype(np.float64))
+            else:
+                residual = truth["post_attn_residual", layer].astype(np.float64)
+                rows.append(self.oracle.moe(layer, residual, np.array(wanted, np.int64))[1])
+        return np.stack(rows)
+
+    def _argmaxes(
+        self, logits: NDArray[np.float64], truth: NDArray[np.float64]
+    ) -> list[tuple[int, int, int, float, float]]:
+        """Positions whose argmax differs: (position, candidate, oracle, margin, bound)."""
+        differ = []
+        output = self.oracle.model.output
+        normed = self.truth.stage("final_norm")
+        for position in range(self.positions):
+            row = logits[position]
+            # A row with NaN has no argmax: it is as far out as can be.
+            if not np.isfinite(row).all():
+                best = int(truth[position].argmax())
+                differ.append((position, -1, best, float("inf"), 0.0))
+                continue
+            took, best = int(row.argmax()), int(truth[position].argmax())
+            if took == best:
+                continue
+            rows = [output.values(slice(i, i + 1))[0].astype(np.float64) for i in (took, best)]
+            reach = np.linalg.norm(rows[0] - rows[1]) * np.linalg.norm(normed[position])
+            margin = float(truth[position][best] - truth[position][took])
+            differ.append((position, took, best, margin, self.epsilon * float(reach)))
+        return differ

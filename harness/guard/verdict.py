@@ -1,0 +1,113 @@
+"""From evidence to a verdict: every quantity beside its limit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.guard.evidence import Finding, PassEvidence, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from harness.numerics import Limits, Tolerance
+
+
+def judge(
+    tolerance: Tolerance,
+    free: PassEvidence | None,
+    forced: PassEvidence | None,
+    *,
+    oracle_finite: bool,
+) -> tuple[tuple[Finding, ...], Verdict]:
+    """Judge the passes given; a pass that is None is not judged.
+
+    Returns every finding (the worst of its kind, with the layer and position), and the verdict:
+    rejected for each finding beyond its limit, and where there is nothing to judge.
+    """
+    findings: list[Finding] = []
+    for name, seen, limits in (
+        ("free-running", free, tolerance.free),
+        ("teacher-forced", forced, tolerance.forced),
+    ):
+        if seen is not None and limits is not None:
+            findings.extend(_numbers(name, seen, limits, tolerance))
+            findings.extend(_choices(name, seen, tolerance))
+    if not oracle_finite:
+        findings.append(Finding("oracle's logits are not finite", math.inf, 0.0))
+    if not findings:
+        return (Finding("nothing was compared", math.inf, 0.0),), Verdict(("nothing was compared",))
+    reasons = tuple(
+        f"{f.what}: {f.value:.3g}, limit {f.limit:.3g}"
+        for f in sorted(findings, key=lambda finding: -finding.distance)
+        if f.distance > 1
+    )
+    return tuple(findings), Verdict(reasons)
+
+
+def _numbers(
+    name: str, seen: PassEvidence, limits: Limits, tolerance: Tolerance
+) -> Iterator[Finding]:
+    for what, values, limit in (
+        ("moe_ffn_out rel_l2", seen.moe_rel_l2, limits.rel_l2),
+        ("post_attn_residual rel_l2", seen.attention_rel_l2, limits.rel_l2),
+        ("post_ffn_residual rel_l2", seen.residual_rel_l2, limits.rel_l2),
+        ("router weight difference", seen.router_weight, limits.router_weight),
+        ("1 - moe_ffn_out cosine", 1 - seen.moe_cosine, 1 - tolerance.cosine_floor),
+        ("final_norm rel_l2", seen.final_norm_rel_l2, limits.logits_rel_l2),
+        ("logits rel_l2", seen.logits_rel_l2, limits.logits_rel_l2),
+        ("moe_ffn_out row rel_l2", seen.moe_row, limits.row_rel_l2),
+        ("post_attn_residual row rel_l2", seen.attention_row, limits.row_rel_l2),
+        ("logits row rel_l2", np.array(seen.logits_row), limits.row_rel_l2),
+    ):
+        yield _worst(f"{name} {what}", values, limit)
+
+
+def _worst(what: str, values: NDArray[np.float64], limit: float) -> Finding:
+    """Find the worst of an array ``[layers, positions]``, ``[layers]``, ``[positions]`` or ``[]``.
+
+    NaN counts as the worst there is: ``max`` alone may drop it.
+    """
+    ranked = np.where(np.isnan(values), np.inf, values)
+    index = np.unravel_index(int(np.argmax(ranked)), ranked.shape)
+    beyond = int((ranked.reshape(len(ranked), -1) > limit).any(1).sum()) if ranked.ndim else 0
+    if ranked.ndim == 2:  # noqa: PLR2004 - [layers, positions]
+        what += f", worst at layer {index[0]}, position {index[1]}"
+        if beyond:
+            what += f" ({beyond} of {len(ranked)} layers beyond)"
+    elif ranked.ndim == 1:
+        what += f", worst at {'layer' if 'row' in what else 'position'} {index[0]}"
+    return Finding(what, float(ranked[index]), limit)
+
+
+def _choices(name: str, seen: PassEvidence, tolerance: Tolerance) -> Iterator[Finding]:
+    """Judge expert sets and argmaxes: faults one by one, ties by their number."""
+    faults = [swap for swap in seen.swaps if not swap.is_tie]
+    for swap in sorted(faults, key=lambda swap: -swap.margin)[:3]:
+        yield Finding(
+            f"{name} expert set at layer {swap.layer}, position {swap.position} takes "
+            f"{list(swap.only_candidate)} for {list(swap.only_reference)} "
+            f"({len(faults)} such): routing margin",
+            swap.margin,
+            swap.bound,
+        )
+    ties = len(seen.swaps) - len(faults)
+    yield Finding(f"{name} routing ties", ties, _allowed(tolerance, seen.moe_cosine.size))
+    for position, took, best, margin, bound in seen.argmax_margins:
+        if margin > bound:
+            yield Finding(
+                f"{name} argmax at position {position} is {took}, the oracle's is {best}: margin",
+                margin,
+                bound,
+            )
+    positions = len(seen.logits_rel_l2)
+    yield Finding(f"{name} argmax ties", seen.argmax_ties, _allowed(tolerance, positions))
+
+
+def _allowed(tolerance: Tolerance, places: int) -> int:
+    """Ties allowed among ``places``: the share, rounded up, so that one never condemns."""
+    return math.ceil(tolerance.tie_share * places)
