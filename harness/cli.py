@@ -1,5 +1,6 @@
-"""``moe-harness COMMAND``: the commands, thin. Exit status 0 accepted or done, 1 rejected, 2 bad
-input or absent hardware.
+"""``moe-harness COMMAND``: the commands, thin.
+
+Exit status 0 accepted or done, 1 rejected, 2 bad input or absent hardware.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def _parity(arguments: argparse.Namespace) -> int:
     last = model.config.layers
     start, stop = parse_layers(arguments.layers) if arguments.layers else (0, last)
     if stop > last:
-        raise BadInput(f"layers {arguments.layers}: the model has {last}, expected at most 0..{last}")
+        raise BadInput(
+            f"layers {arguments.layers}: the model has {last}, expected at most 0..{last}"
+        )
     plan = Plan.parse(arguments.stages, f"{start}..{stop}")
     if arguments.dump is not None and arguments.mode == "forced":
         raise BadInput("--dump writes the free-running pass, which --mode forced leaves out")
@@ -305,7 +308,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"moe-harness {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], what: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=what, description=what)
         sub.add_argument("--json", metavar="PATH", help="write JSON there (- for standard output)")
         sub.set_defaults(run=run)
@@ -313,7 +318,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def model_argument(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
-            "model", nargs="?", type=Path, metavar="MODEL", help="a GGUF (default: the embedded one)"
+            "model",
+            nargs="?",
+            type=Path,
+            metavar="MODEL",
+            help="a GGUF (default: the embedded one)",
         )
 
     def decoder_arguments(sub: argparse.ArgumentParser) -> None:

@@ -30,9 +30,24 @@ _PEERS = ("cpu:f32", "cpu:q8_k")
 
 
 def open_oracle(model: Model, numerics: str, capacity: int) -> Oracle:
-    """Open the oracle that judges a numerics: of its activation format, on a GPU if one is there."""
+    """Open the oracle of a numerics' activation format, on a GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Oracle(model, device, find_numerics(numerics).activation, capacity)
+
+
+def open_candidate(
+    model: Model,
+    *,
+    backend: str,
+    numerics: str,
+    device: int,
+    capacity: int,
+    plant: str | None = None,
+) -> Decoder:
+    """Open a decoder, with a fault planted in it where ``plant`` names one."""
+    return open_decoder(
+        model, backend=backend, numerics=numerics, capacity=capacity, device=device, plant=plant
+    )
 
 
 def open_pair(

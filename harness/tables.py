@@ -95,7 +95,7 @@ def diff_lines(result: Comparison) -> list[str]:
 
 
 def _figure(value: float | None, form: str) -> str:
-    width = int(form.split(".")[0])
+    width = int(form.split(".", maxsplit=1)[0])
     return "-".rjust(width) if value is None else format(value, form)
 
 

@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-
 def cosine(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine of each position, ``[positions]``; -1 where the candidate is not finite.
 
     Two zero vectors have cosine 1, a zero against a non-zero vector 0.
     """
     _same_shape(candidate, reference)
-    finite = np.isfinite(candidate).all(-1)
+    finite = np.asarray(np.isfinite(candidate).all(-1))
     safe = np.where(finite[:, None], candidate, 0.0)
     lengths = np.linalg.norm(safe, axis=-1) * np.linalg.norm(reference, axis=-1)
     dots = np.einsum("pv,pv->p", safe, reference)
@@ -41,7 +40,7 @@ def rel_l2(
     candidate is not finite, or where it differs from a reference of length zero.
     """
     _same_shape(candidate, reference)
-    finite = np.isfinite(candidate).all(-1)
+    finite = np.asarray(np.isfinite(candidate).all(-1))
     error = np.linalg.norm(np.where(finite[:, None], candidate - reference, 0.0), axis=-1)
     length = np.linalg.norm(reference if scale is None else scale, axis=-1)
     ratio = np.divide(error, length, out=np.full_like(error, np.inf), where=length > 0)
@@ -72,7 +71,7 @@ def worst_row(
 
 
 def _same_shape(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> None:
-    if candidate.shape != reference.shape or candidate.ndim != 2 or not candidate.size:  # noqa: PLR2004
+    if candidate.shape != reference.shape or candidate.ndim != 2 or not candidate.size:
         raise ValueError(
             f"shapes {candidate.shape} and {reference.shape}: expected two equal, non-empty "
             "[positions, values]"

@@ -57,9 +57,7 @@ class Drift:
         }
 
 
-def measure_drift(
-    candidate: Decoder, rounding: Oracle, plain: Oracle, ids: Sequence[int]
-) -> Drift:
+def measure_drift(candidate: Decoder, rounding: Oracle, plain: Oracle, ids: Sequence[int]) -> Drift:
     """Run all three free over ``ids``; ``rounding`` has the candidate's activation format."""
     runs = [_free_run(decoder, ids) for decoder in (candidate, rounding, plain)]
     cosines: list[list[float]] = []

@@ -210,8 +210,7 @@ class Evidence:
                 if swap.is_tie
             ],
             "findings": [
-                {"what": f.what, "value": _number(f.value), "limit": f.limit}
-                for f in self.findings
+                {"what": f.what, "value": _number(f.value), "limit": f.limit} for f in self.findings
             ],
             "worst": self.worst.what,
             "distance": _number(self.distance),

@@ -225,9 +225,7 @@ def _takes_all(model: Model) -> str | None:
 
 
 FAULTS = (
-    Fault(
-        "wrong_expert", "the next expert's weights", "wrong_expert", why_not=_single_expert
-    ),
+    Fault("wrong_expert", "the next expert's weights", "wrong_expert", why_not=_single_expert),
     Fault("drop_top_expert", "the top expert is left out", "drop_top_expert"),
     Fault("drop_lowest_expert", "the lowest expert is left out", "drop_lowest_expert"),
     Fault("uniform_weights", "every weight is 1/k", "uniform_weights", why_not=_top_1),
@@ -241,7 +239,10 @@ FAULTS = (
     Fault("silu_on_wrong_factor", "gate * silu(up)", "silu_on_wrong_factor"),
     Fault("zeroed_row", "one row of zeros", blocks=_zeroed_row),
     Fault(
-        "wrong_nibble_plane", "nibble planes swapped", blocks=_wrong_nibbles, why_not=_needs(_NIBBLES)
+        "wrong_nibble_plane",
+        "nibble planes swapped",
+        blocks=_wrong_nibbles,
+        why_not=_needs(_NIBBLES),
     ),
     Fault(
         "neighbours_scale",

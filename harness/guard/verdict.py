@@ -75,7 +75,7 @@ def _worst(what: str, values: NDArray[np.float64], limit: float) -> Finding:
     ranked = np.where(np.isnan(values), np.inf, values)
     index = np.unravel_index(int(np.argmax(ranked)), ranked.shape)
     beyond = int((ranked.reshape(len(ranked), -1) > limit).any(1).sum()) if ranked.ndim else 0
-    if ranked.ndim == 2:  # noqa: PLR2004 - [layers, positions]
+    if ranked.ndim == 2:
         what += f", worst at layer {index[0]}, position {index[1]}"
         if beyond:
             what += f" ({beyond} of {len(ranked)} layers beyond)"

@@ -59,6 +59,37 @@ class Config:
         return self.kv_heads * self.head_dim
 
 
+class _Keys:
+    """The architecture's keys, each read with its bounds."""
+
+    def __init__(self, metadata: Mapping[str, object], architecture: str, path: str) -> None:
+        self._metadata, self._architecture, self._path = metadata, architecture, path
+
+    def _get(self, key: str, default: float | None) -> tuple[str, object]:
+        name = f"{self._architecture}.{key}"
+        value = self._metadata.get(name, default)
+        if value is None:
+            raise BadInput(f"{self._path}: metadata {name} is missing; convert the model again")
+        return name, value
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        name, value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise BadInput(f"{self._path}: {name} is {value!r}, expected a whole number")
+        most = _MOST.get(key.removeprefix("attention."), 1 << 20)
+        if not 1 <= value <= most:
+            raise BadInput(f"{self._path}: {name} is {value}, expected 1 to {most}")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        name, value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BadInput(f"{self._path}: {name} is {value!r}, expected a number")
+        if not math.isfinite(value) or value <= 0:
+            raise BadInput(f"{self._path}: {name} is {value}, expected a finite number above 0")
+        return float(value)
+
+
 def read_config(
     metadata: Mapping[str, object], *, vocab_rows: int, tied_output: bool, path: str
 ) -> Config:
@@ -88,61 +119,39 @@ def read_config(
             f"{', '.join(ARCHITECTURES)}; use a Qwen3-MoE GGUF"
         )
 
-    def whole(key: str, default: int | None = None) -> int:
-        value = metadata.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise BadInput(f"{path}: metadata {architecture}.{key} is missing; convert again")
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadInput(f"{path}: {architecture}.{key} is {value!r}, expected a whole number")
-        most = _MOST.get(key.removeprefix("attention."), 1 << 20)
-        if not 1 <= value <= most:
-            raise BadInput(f"{path}: {architecture}.{key} is {value}, expected 1 to {most}")
-        return value
-
-    def real(key: str, default: float | None = None) -> float:
-        value = metadata.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise BadInput(f"{path}: metadata {architecture}.{key} is missing; convert again")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise BadInput(f"{path}: {architecture}.{key} is {value!r}, expected a number")
-        if not math.isfinite(value) or value <= 0:
-            raise BadInput(
-                f"{path}: {architecture}.{key} is {value}, expected a finite number above 0"
-            )
-        return float(value)
-
-    heads = whole("attention.head_count")
-    hidden = whole("embedding_length")
-    kv_heads = whole("attention.head_count_kv", heads)
+    keys = _Keys(metadata, str(architecture), path)
+    heads = keys.whole("attention.head_count")
+    hidden = keys.whole("embedding_length")
+    kv_heads = keys.whole("attention.head_count_kv", heads)
     if heads % kv_heads:
         raise BadInput(
             f"{path}: {heads} query heads are not a multiple of {kv_heads} key-value heads"
         )
-    head_dim = whole("attention.key_length", hidden // heads)
+    head_dim = keys.whole("attention.key_length", hidden // heads)
     if head_dim % 2:
         raise BadInput(f"{path}: head_dim is {head_dim}, expected an even number (RoPE pairs)")
-    if whole("attention.value_length", head_dim) != head_dim:
+    if keys.whole("attention.value_length", head_dim) != head_dim:
         raise BadInput(f"{path}: value_length differs from key_length {head_dim}")
-    experts, top_k = whole("expert_count"), whole("expert_used_count")
+    experts, top_k = keys.whole("expert_count"), keys.whole("expert_used_count")
     if top_k > experts:
         raise BadInput(f"{path}: top-k is {top_k}, but there are only {experts} experts")
-    vocab = whole("vocab_size", vocab_rows)
+    vocab = keys.whole("vocab_size", vocab_rows)
     if vocab != vocab_rows:
         raise BadInput(f"{path}: vocab_size is {vocab}, but token_embd has {vocab_rows} rows")
     return Config(
         architecture=str(architecture),
-        layers=whole("block_count"),
+        layers=keys.whole("block_count"),
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         experts=experts,
         top_k=top_k,
-        expert_width=whole("expert_feed_forward_length"),
+        expert_width=keys.whole("expert_feed_forward_length"),
         vocab=vocab,
-        rms_eps=real("attention.layer_norm_rms_epsilon"),
-        rope_base=real("rope.freq_base", 10000.0),
-        context_length=whole("context_length"),
+        rms_eps=keys.real("attention.layer_norm_rms_epsilon"),
+        rope_base=keys.real("rope.freq_base", 10000.0),
+        context_length=keys.whole("context_length"),
         tied_output=tied_output,
     )
 

@@ -166,7 +166,7 @@ def open_model(path: str | Path) -> Model:
     raw = np.asarray(reader.data).view(np.ndarray)
     tensors = {span.name: _tensor(span, raw, path) for span in spans}
     embedding = tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:  # noqa: PLR2004 - a matrix
+    if embedding is None or len(embedding.shape) != 2:
         raise BadInput(f"{path}: token_embd.weight is missing or no matrix; convert again")
     config = read_config(
         metadata,
@@ -182,7 +182,7 @@ def _preflight(path: Path) -> list[TensorSpan]:
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            if size < 24:  # noqa: PLR2004 - magic, version and two counts
+            if size < 24:
                 raise BadInput(f"{path}: {size} bytes, too short for a GGUF header; name a model")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return walk(data, str(path))

@@ -9,6 +9,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ def _placed(
             )
         placed.append(TensorSpan(span.name, span.kind, span.shape, start, span.size))
     by_start = sorted(placed, key=lambda span: span.start)
-    for before, after in zip(by_start, by_start[1:], strict=False):
+    for before, after in itertools.pairwise(by_start):
         if before.start + before.size > after.start:
             raise walker.bad(f"tensors {before.name} and {after.name} overlap; damaged file")
     return placed

@@ -250,27 +250,19 @@ class Oracle:
         self, layer: int, h: torch.Tensor, ids: list[int], weights: torch.Tensor, see: _Seer
     ) -> torch.Tensor:
         """Sum the chosen experts' down(silu(gate h) * up h), weighted."""
-        gates, ups, silus, products, outs = [], [], [], [], []
+        parts: dict[str, list[torch.Tensor]] = {
+            name: [] for name in ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out")
+        }
         for expert in ids:
             gate = self._product(f"blk.{layer}.ffn_gate_exps.weight", h, expert)
             up = self._product(f"blk.{layer}.ffn_up_exps.weight", h, expert)
             silu = gate * torch.sigmoid(gate)
-            product = silu * up
-            outs.append(self._product(f"blk.{layer}.ffn_down_exps.weight", product, expert))
-            for stage, value in zip(
-                (gates, ups, silus, products), (gate, up, silu, product), strict=True
-            ):
-                stage.append(value)
-        for name, values in (
-            ("ffn_gate", gates),
-            ("ffn_up", ups),
-            ("ffn_silu", silus),
-            ("ffn_swigl", products),
-            ("ffn_out", outs),
-        ):
-            if see.wants(name, layer):
-                see(name, layer, torch.stack(values))
-        return weights @ torch.stack(outs)
+            down = self._product(f"blk.{layer}.ffn_down_exps.weight", silu * up, expert)
+            for name, value in zip(parts, (gate, up, silu, silu * up, down), strict=True):
+                parts[name].append(value)
+        for name, values in parts.items():
+            see(name, layer, torch.stack(values))
+        return weights @ torch.stack(parts["ffn_out"])
 
     # -- products ----------------------------------------------------------------------------
 
@@ -350,9 +342,6 @@ class _Seer:
 
     def __init__(self, capture: Capture | None) -> None:
         self._capture = capture
-
-    def wants(self, stage: str, layer: int | None) -> bool:
-        return self._capture is not None and self._capture.wants(stage, layer)
 
     def __call__(self, stage: str, layer: int | None, values: torch.Tensor) -> None:
         if self._capture is not None and self._capture.wants(stage, layer):

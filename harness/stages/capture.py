@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.stages.names import STAGES, WHOLE_MODEL
-from harness.stages.plan import Plan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from harness.stages.plan import Plan
 
 
 class Capture:

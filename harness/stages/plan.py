@@ -56,6 +56,6 @@ def parse_layers(text: str) -> tuple[int, int]:
     """Parse a layer range ``START..END``, end exclusive."""
     start, dots, stop = text.partition("..")
     valid = dots and all(part.isascii() and part.isdigit() for part in (start, stop))
-    if not valid or len(start) > 9 or len(stop) > 9 or int(stop) <= int(start):  # noqa: PLR2004
+    if not valid or len(start) > 9 or len(stop) > 9 or int(stop) <= int(start):
         raise BadInput(f"layers {text!r}: expected START..END with END above START, as in 0..48")
     return int(start), int(stop)

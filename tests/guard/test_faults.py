@@ -1,0 +1,63 @@
+"""Each tolerance rejects the faults that it ships with, on every shape it is proved for."""
+
+import pytest
+
+from harness.backends import PLANTS, open_decoder
+from harness.guard.faults import FAULTS, Proof, prove, seeded_prompts
+from harness.model import open_model
+from harness.model.embedded import path as embedded_path
+from harness.numerics import NUMERICS
+from harness.suite import open_oracle
+
+POSITIONS = 12
+CLEAN_RUNS = 4  # the `faults` command makes 20
+
+
+def proof_on(model, numerics):
+    return prove(
+        model,
+        lambda given, plant: open_decoder(
+            given, backend="cpu", numerics=numerics, capacity=POSITIONS, plant=plant
+        ),
+        open_oracle(model, numerics, POSITIONS),
+        seeded_prompts(model.config.vocab, CLEAN_RUNS, POSITIONS, seed=5),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_embedded_model(numerics):
+    proof = proof_on(open_model(embedded_path()), numerics)
+    assert proof.holds, proof.to_json()
+    assert not proof.inapplicable
+    if numerics == "f32":
+        assert not proof.invisible
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_tiny(tiny_path, numerics):
+    proof = proof_on(open_model(tiny_path), numerics)
+    assert proof.holds, proof.to_json()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_odd_shapes(odd_shapes, numerics):
+    for path in odd_shapes.values() if isinstance(odd_shapes, dict) else odd_shapes:
+        proof = proof_on(open_model(path), numerics)
+        assert proof.holds, proof.to_json()
+        assert proof.inapplicable
+
+
+def test_every_plant_of_the_backend_is_a_fault_and_the_other_way_round():
+    assert {fault.plant for fault in FAULTS if fault.plant} == set(PLANTS)
+
+
+def test_a_proof_of_nothing_does_not_hold():
+    assert not Proof().holds
+    assert not Proof(planted=[("a", 9.0, "")]).holds
+    assert not Proof(clean=[0.1]).holds
+    assert not Proof(planted=[("a", 0.5, "")], clean=[0.1], survivors=["a"]).holds
+    assert not Proof(planted=[("a", 9.0, "")], clean=[2.0], false_rejections=["x"]).holds
+    assert Proof(planted=[("a", 9.0, "")], clean=[0.1]).holds

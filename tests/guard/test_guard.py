@@ -1,0 +1,177 @@
+"""The guard on real decoders: what it accepts, what it must not, and what it reports."""
+
+import json
+
+import numpy as np
+import pytest
+
+from harness.backends import open_decoder
+from harness.errors import BadInput
+from harness.guard import guard
+from harness.guard.faults import seeded_prompts
+from harness.guard.peer import PeerReference
+from harness.model import open_model
+from harness.model.embedded import path as embedded_path
+from harness.reference import Oracle
+from harness.suite import activation_drift, open_oracle
+
+POSITIONS = 10
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return open_model(embedded_path())
+
+
+@pytest.fixture(scope="module")
+def ids(embedded):
+    return embedded.tokenizer.encode("def read(self, size=-1):\n    return self._file")[:POSITIONS]
+
+
+def evidence_of(model, ids, numerics="f32", mode="both", plant=None):
+    candidate = open_decoder(
+        model, backend="cpu", numerics=numerics, capacity=len(ids), plant=plant
+    )
+    return guard(candidate, open_oracle(model, numerics, len(ids)), ids, mode=mode)
+
+
+def test_f32_is_at_cosine_one_on_every_layer_and_position(embedded, ids):
+    evidence = evidence_of(embedded, ids)
+    assert evidence.verdict.accepted
+    assert evidence.free.moe_cosine.shape == (embedded.config.layers, POSITIONS)
+    assert evidence.free.moe_cosine.min() >= 0.999999
+    assert evidence.forced.moe_cosine.min() >= 0.999999
+    assert evidence.free.argmax_agree == POSITIONS
+
+
+def test_q8_k_is_judged_forced_and_its_drift_owed_to_the_activation_format(embedded, ids):
+    evidence = evidence_of(embedded, ids, "q8_k")
+    assert evidence.reference == "oracle:q8_k"
+    assert evidence.judged == ("forced",)
+    assert evidence.verdict.accepted
+    candidate = open_decoder(embedded, backend="cpu", numerics="q8_k", capacity=POSITIONS)
+    drift = activation_drift(candidate, ids)
+    assert drift.attribution == "activation format"
+    assert min(drift.candidate_cosine) < 0.99999
+
+
+def test_drift_that_the_format_does_not_explain_is_not_blamed_on_it(embedded, ids):
+    plant = "silu_on_wrong_factor"
+    candidate = open_decoder(
+        embedded, backend="cpu", numerics="q8_k", capacity=POSITIONS, plant=plant
+    )
+    assert activation_drift(candidate, ids).attribution == "unexplained"
+
+
+def test_q8_k_free_running_alone_leaves_nothing_to_judge(embedded, ids):
+    with pytest.raises(BadInput, match="judged teacher-forced only"):
+        evidence_of(embedded, ids, "q8_k", mode="free")
+
+
+def test_an_empty_prompt_is_no_evidence(embedded):
+    with pytest.raises(BadInput, match="prompt is empty"):
+        guard(open_decoder(embedded, backend="cpu", capacity=1), Oracle(embedded), [])
+
+
+def test_the_candidate_runs_before_the_oracle(embedded, ids):
+    order = []
+
+    class Watching(Oracle):
+        def step(self, *args, **kwargs):
+            order.append("oracle")
+            return super().step(*args, **kwargs)
+
+    candidate = open_decoder(embedded, backend="cpu", capacity=POSITIONS)
+    step = candidate.step
+
+    def watched(*args, **kwargs):
+        order.append("candidate")
+        return step(*args, **kwargs)
+
+    candidate.step = watched
+    guard(candidate, Watching(embedded), ids, mode="free")
+    assert order == ["candidate"] * POSITIONS + ["oracle"] * POSITIONS
+
+
+def test_a_shared_cache_is_decoded_upon(embedded, ids):
+    c = embedded.config
+    rng = np.random.default_rng(0)
+    shape = (c.layers, 40, c.kv_heads, c.head_dim)
+    cache = tuple(rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    candidate = open_decoder(embedded, backend="cpu", capacity=40 + POSITIONS)
+    evidence = guard(candidate, Oracle(embedded), ids, cache=cache)
+    assert evidence.verdict.accepted
+    assert evidence.cached_positions == 40
+    without = guard(candidate, Oracle(embedded), ids)
+    assert not np.array_equal(evidence.candidate_logits, without.candidate_logits)
+
+
+def near_tie(model, ids, layer, apart):
+    """The model with an expert left out at position 0 lifted to within ``apart`` of a place.
+
+    ``apart`` is relative to what the tie bound is made of: below ``tie_epsilon`` it is a tie.
+    """
+    seen = []
+    oracle = Oracle(model, capacity=1)
+    oracle.step(ids[0], choose=seen.append)
+    routing = seen[layer]
+    order = np.argsort(-routing.logits, kind="stable")
+    last, out = (int(i) for i in order[model.config.top_k - 1 : model.config.top_k + 1])
+    reach = np.linalg.norm(routing.x) * np.linalg.norm(routing.weights[last] - routing.weights[out])
+    wanted = routing.logits[last] + apart * reach
+    router = model.layer(layer, "ffn_gate_inp")
+    rows = routing.weights.copy()
+    rows[out] += (wanted - routing.logits[out]) * routing.x / (routing.x @ routing.x)
+    raw = np.ascontiguousarray(rows.astype(np.float32)).view(np.uint8)
+    return model.replacing({router.name: raw}), last, out
+
+
+@pytest.mark.parametrize(("apart", "tie"), [(3e-6, True), (1e-3, False)])
+def test_a_tie_is_replayed_and_listed_and_a_fault_is_not(tiny_path, apart, tie):
+    model = open_model(tiny_path)
+    ids = seeded_prompts(model.config.vocab, 1, POSITIONS)[0]
+    layer = 1
+    truth, last, out = near_tie(model, ids, layer, -apart)  # the oracle takes `last`
+    given, *_ = near_tie(model, ids, layer, apart)  # the candidate takes `out`
+    candidate = open_decoder(given, backend="cpu", capacity=POSITIONS)
+    evidence = guard(candidate, Oracle(truth, capacity=POSITIONS), ids, mode="free")
+    swap = next(swap for swap in evidence.free.swaps if (swap.layer, swap.position) == (layer, 0))
+    assert (swap.only_candidate, swap.only_reference) == ((out,), (last,))
+    assert swap.is_tie is tie
+    replays = evidence.to_json()["replays"]
+    assert [replay[:4] for replay in replays if replay[1] == 0] == (
+        [[layer, 0, [out], [last]]] if tie else []
+    )
+    if tie:  # with the candidate's experts the oracle agrees again, all the way down
+        assert evidence.free.moe_cosine[:, 0].min() > 0.999999
+    else:
+        assert not evidence.verdict.accepted
+        assert any("expert set at layer 1" in reason for reason in evidence.verdict.reasons)
+
+
+def test_a_peer_in_the_oracles_place(embedded, ids):
+    candidate = open_decoder(embedded, backend="cpu", numerics="f32", capacity=POSITIONS)
+    same = open_decoder(embedded, backend="cpu", numerics="f32", capacity=POSITIONS)
+    evidence = guard(candidate, PeerReference(same, POSITIONS), ids)
+    assert evidence.reference == "cpu:f32"
+    assert evidence.verdict.accepted
+    other = open_decoder(embedded, backend="cpu", numerics="q8_k", capacity=POSITIONS)
+    evidence = guard(candidate, PeerReference(other, POSITIONS), ids)
+    assert not evidence.verdict.accepted
+
+
+def test_the_json_is_what_others_rely_on(embedded, ids):
+    data = json.loads(json.dumps(evidence_of(embedded, ids).to_json(), allow_nan=False))
+    assert data["verdict"] == {"accepted": True, "reasons": []}
+    assert data["prompt_ids"] == ids
+    assert len(data["layers"]) == embedded.config.layers
+    assert set(data["layers"][0]) >= {
+        "layer",
+        "moe_ffn_out_cosine",
+        "moe_ffn_out_rel_l2",
+        "forced_rel_l2",
+        "experts_equal",
+        "experts_differ",
+        "router_cosine",
+    }
+    assert data["argmax"] == {"positions": POSITIONS, "agree": POSITIONS, "ties": 0, "faults": 0}
