@@ -4,10 +4,8 @@ import pytest
 
 from harness.backends import PLANTS, open_decoder
 from harness.guard.faults import FAULTS, Proof, prove, seeded_prompts
-from harness.model import open_model
-from harness.model.embedded import path as embedded_path
 from harness.numerics import NUMERICS
-from harness.suite import open_oracle
+from harness.reference import Oracle
 
 POSITIONS = 12
 CLEAN_RUNS = 4  # the `faults` command makes 20
@@ -19,35 +17,17 @@ def proof_on(model, numerics):
         lambda given, plant: open_decoder(
             given, backend="cpu", numerics=numerics, capacity=POSITIONS, plant=plant
         ),
-        open_oracle(model, numerics, POSITIONS),
+        Oracle(model, activation=NUMERICS[numerics].activation, capacity=POSITIONS),
         seeded_prompts(model.config.vocab, CLEAN_RUNS, POSITIONS, seed=5),
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("numerics", NUMERICS)
-def test_embedded_model(numerics):
-    proof = proof_on(open_model(embedded_path()), numerics)
+def test_small_model(small_model, numerics):
+    proof = proof_on(small_model, numerics)
     assert proof.holds, proof.to_json()
     assert not proof.inapplicable
-    if numerics == "f32":
-        assert not proof.invisible
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("numerics", NUMERICS)
-def test_tiny(tiny_path, numerics):
-    proof = proof_on(open_model(tiny_path), numerics)
-    assert proof.holds, proof.to_json()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("numerics", NUMERICS)
-def test_odd_shapes(odd_shapes, numerics):
-    for path in odd_shapes.values() if isinstance(odd_shapes, dict) else odd_shapes:
-        proof = proof_on(open_model(path), numerics)
-        assert proof.holds, proof.to_json()
-        assert proof.inapplicable
+    assert not proof.invisible
 
 
 def test_every_plant_of_the_backend_is_a_fault_and_the_other_way_round():

@@ -8,24 +8,28 @@ import pytest
 from harness.backends import open_decoder
 from harness.errors import BadInput
 from harness.guard import guard
+from harness.guard.drift import measure_drift
 from harness.guard.faults import seeded_prompts
 from harness.guard.peer import PeerReference
-from harness.model import open_model
-from harness.model.embedded import path as embedded_path
+from harness.numerics import find_numerics
 from harness.reference import Oracle
-from harness.suite import activation_drift, open_oracle
 
 POSITIONS = 10
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return open_model(embedded_path())
+def ids(small_model):
+    return seeded_prompts(small_model.config.vocab, 1, POSITIONS)[0]
 
 
-@pytest.fixture(scope="module")
-def ids(embedded):
-    return embedded.tokenizer.encode("def read(self, size=-1):\n    return self._file")[:POSITIONS]
+def open_oracle(model, numerics, capacity):
+    return Oracle(model, activation=find_numerics(numerics).activation, capacity=capacity)
+
+
+def activation_drift(candidate, ids):
+    model = candidate.model
+    rounding, plain = (open_oracle(model, name, len(ids)) for name in ("q8_k", "f32"))
+    return measure_drift(candidate, rounding, plain, ids)
 
 
 def evidence_of(model, ids, numerics="f32", mode="both", plant=None):
@@ -35,45 +39,45 @@ def evidence_of(model, ids, numerics="f32", mode="both", plant=None):
     return guard(candidate, open_oracle(model, numerics, len(ids)), ids, mode=mode)
 
 
-def test_f32_is_at_cosine_one_on_every_layer_and_position(embedded, ids):
-    evidence = evidence_of(embedded, ids)
+def test_f32_is_at_cosine_one_on_every_layer_and_position(small_model, ids):
+    evidence = evidence_of(small_model, ids)
     assert evidence.verdict.accepted
-    assert evidence.free.moe_cosine.shape == (embedded.config.layers, POSITIONS)
+    assert evidence.free.moe_cosine.shape == (small_model.config.layers, POSITIONS)
     assert evidence.free.moe_cosine.min() >= 0.999999
     assert evidence.forced.moe_cosine.min() >= 0.999999
     assert evidence.free.argmax_agree == POSITIONS
 
 
-def test_q8_k_is_judged_forced_and_its_drift_owed_to_the_activation_format(embedded, ids):
-    evidence = evidence_of(embedded, ids, "q8_k")
+def test_q8_k_is_judged_forced_and_its_drift_owed_to_the_activation_format(small_model, ids):
+    evidence = evidence_of(small_model, ids, "q8_k")
     assert evidence.reference == "oracle:q8_k"
     assert evidence.judged == ("forced",)
     assert evidence.verdict.accepted
-    candidate = open_decoder(embedded, backend="cpu", numerics="q8_k", capacity=POSITIONS)
+    candidate = open_decoder(small_model, backend="cpu", numerics="q8_k", capacity=POSITIONS)
     drift = activation_drift(candidate, ids)
     assert drift.attribution == "activation format"
     assert min(drift.candidate_cosine) < 0.99999
 
 
-def test_drift_that_the_format_does_not_explain_is_not_blamed_on_it(embedded, ids):
+def test_drift_that_the_format_does_not_explain_is_not_blamed_on_it(small_model, ids):
     plant = "silu_on_wrong_factor"
     candidate = open_decoder(
-        embedded, backend="cpu", numerics="q8_k", capacity=POSITIONS, plant=plant
+        small_model, backend="cpu", numerics="q8_k", capacity=POSITIONS, plant=plant
     )
     assert activation_drift(candidate, ids).attribution == "unexplained"
 
 
-def test_q8_k_free_running_alone_leaves_nothing_to_judge(embedded, ids):
+def test_q8_k_free_running_alone_leaves_nothing_to_judge(small_model, ids):
     with pytest.raises(BadInput, match="judged teacher-forced only"):
-        evidence_of(embedded, ids, "q8_k", mode="free")
+        evidence_of(small_model, ids, "q8_k", mode="free")
 
 
-def test_an_empty_prompt_is_no_evidence(embedded):
+def test_an_empty_prompt_is_no_evidence(small_model):
     with pytest.raises(BadInput, match="prompt is empty"):
-        guard(open_decoder(embedded, backend="cpu", capacity=1), Oracle(embedded), [])
+        guard(open_decoder(small_model, backend="cpu", capacity=1), Oracle(small_model), [])
 
 
-def test_the_candidate_runs_before_the_oracle(embedded, ids):
+def test_the_candidate_runs_before_the_oracle(small_model, ids):
     order = []
 
     class Watching(Oracle):
@@ -81,7 +85,7 @@ def test_the_candidate_runs_before_the_oracle(embedded, ids):
             order.append("oracle")
             return super().step(*args, **kwargs)
 
-    candidate = open_decoder(embedded, backend="cpu", capacity=POSITIONS)
+    candidate = open_decoder(small_model, backend="cpu", capacity=POSITIONS)
     step = candidate.step
 
     def watched(*args, **kwargs):
@@ -89,20 +93,20 @@ def test_the_candidate_runs_before_the_oracle(embedded, ids):
         return step(*args, **kwargs)
 
     candidate.step = watched
-    guard(candidate, Watching(embedded), ids, mode="free")
+    guard(candidate, Watching(small_model), ids, mode="free")
     assert order == ["candidate"] * POSITIONS + ["oracle"] * POSITIONS
 
 
-def test_a_shared_cache_is_decoded_upon(embedded, ids):
-    c = embedded.config
+def test_a_shared_cache_is_decoded_upon(small_model, ids):
+    c = small_model.config
     rng = np.random.default_rng(0)
     shape = (c.layers, 40, c.kv_heads, c.head_dim)
     cache = tuple(rng.standard_normal(shape).astype(np.float32) for _ in range(2))
-    candidate = open_decoder(embedded, backend="cpu", capacity=40 + POSITIONS)
-    evidence = guard(candidate, Oracle(embedded), ids, cache=cache)
+    candidate = open_decoder(small_model, backend="cpu", capacity=40 + POSITIONS)
+    evidence = guard(candidate, Oracle(small_model), ids, cache=cache)
     assert evidence.verdict.accepted
     assert evidence.cached_positions == 40
-    without = guard(candidate, Oracle(embedded), ids)
+    without = guard(candidate, Oracle(small_model), ids)
     assert not np.array_equal(evidence.candidate_logits, without.candidate_logits)
 
 
@@ -127,8 +131,8 @@ def near_tie(model, ids, layer, apart):
 
 
 @pytest.mark.parametrize(("apart", "tie"), [(3e-6, True), (1e-3, False)])
-def test_a_tie_is_replayed_and_listed_and_a_fault_is_not(tiny_path, apart, tie):
-    model = open_model(tiny_path)
+def test_a_tie_is_replayed_and_listed_and_a_fault_is_not(small_model, apart, tie):
+    model = small_model
     ids = seeded_prompts(model.config.vocab, 1, POSITIONS)[0]
     layer = 1
     truth, last, out = near_tie(model, ids, layer, -apart)  # the oracle takes `last`
@@ -149,22 +153,22 @@ def test_a_tie_is_replayed_and_listed_and_a_fault_is_not(tiny_path, apart, tie):
         assert any("expert set at layer 1" in reason for reason in evidence.verdict.reasons)
 
 
-def test_a_peer_in_the_oracles_place(embedded, ids):
-    candidate = open_decoder(embedded, backend="cpu", numerics="f32", capacity=POSITIONS)
-    same = open_decoder(embedded, backend="cpu", numerics="f32", capacity=POSITIONS)
+def test_a_peer_in_the_oracles_place(small_model, ids):
+    candidate = open_decoder(small_model, backend="cpu", numerics="f32", capacity=POSITIONS)
+    same = open_decoder(small_model, backend="cpu", numerics="f32", capacity=POSITIONS)
     evidence = guard(candidate, PeerReference(same, POSITIONS), ids)
     assert evidence.reference == "cpu:f32"
     assert evidence.verdict.accepted
-    other = open_decoder(embedded, backend="cpu", numerics="q8_k", capacity=POSITIONS)
+    other = open_decoder(small_model, backend="cpu", numerics="q8_k", capacity=POSITIONS)
     evidence = guard(candidate, PeerReference(other, POSITIONS), ids)
     assert not evidence.verdict.accepted
 
 
-def test_the_json_is_what_others_rely_on(embedded, ids):
-    data = json.loads(json.dumps(evidence_of(embedded, ids).to_json(), allow_nan=False))
+def test_the_json_is_what_others_rely_on(small_model, ids):
+    data = json.loads(json.dumps(evidence_of(small_model, ids).to_json(), allow_nan=False))
     assert data["verdict"] == {"accepted": True, "reasons": []}
     assert data["prompt_ids"] == ids
-    assert len(data["layers"]) == embedded.config.layers
+    assert len(data["layers"]) == small_model.config.layers
     assert set(data["layers"][0]) >= {
         "layer",
         "moe_ffn_out_cosine",

@@ -1,0 +1,52 @@
+# Two commands: `make bench` runs the main job, `make test` passes the tests. Each creates the
+# environment that it needs (.venv) and may be run again at any time.
+#
+# Torch: the oracle needs no GPU, and PyPI's Linux build of torch pulls gigabytes of CUDA packages.
+# So the CPU build comes first, from PyTorch's own index; where that index cannot be reached, from
+# whatever index pip is configured for. On macOS and Windows PyPI's build is the CPU build anyway.
+# On a GPU host: `make .venv/installed TORCH=torch TORCH_INDEX=` takes the CUDA build.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+COMMIT = $$(git rev-parse HEAD)
+
+.PHONY: bench test lint history clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	{ [ -n "$(TORCH_INDEX)" ] && PIP_EXTRA_INDEX_URL= $(BIN)/python -m pip install --quiet \
+	    --retries 0 --timeout 10 --index-url "$(TORCH_INDEX)" "$(TORCH)" 2>/dev/null; } \
+	  || $(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# asv's exit status is kept: a rejected guard fails the run, and the site is published all the same.
+bench: .venv/installed
+	$(BIN)/moe-harness machine
+	status=0; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/asv run --python=same --set-commit-hash $(COMMIT) \
+	  --show-stderr || status=$$?; \
+	$(BIN)/asv publish || exit $$?; \
+	echo "site: $(CURDIR)/.asv/html/index.html"; \
+	exit $$status
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The last N commits, each in a virtualenv of asv's own.
+N ?= 3
+history: .venv/installed
+	$(BIN)/moe-harness machine
+	$(BIN)/asv run HEAD~$(N)..HEAD
+	$(BIN)/asv publish
+
+clean:
+	rm -rf .venv .asv

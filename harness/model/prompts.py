@@ -1,0 +1,65 @@
+"""Prompts: canonical ones by name, token ids, or text."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from harness.errors import BadInput
+
+if TYPE_CHECKING:
+    from harness.model.gguf_file import Model
+
+# Ids in Qwen's vocabulary (FACTS: of the project that this one grew out of).
+CANONICAL = {
+    "canonical_3tok": (785, 9217, 308),
+    "single_tok_785": (785,),
+    "multi_tok_short": (785, 374, 264, 6716),
+    "multi_tok_code": (750, 220, 17, 220, 488, 220, 17, 30),
+}
+_IDS = re.compile(r"\s*-?\d+\s*(,\s*-?\d+\s*)*")
+_MOST_CHARACTERS = 1 << 20
+
+
+def parse_prompt(text: str, model: Model) -> list[int]:
+    """Token ids of a canonical name, of ids separated by commas, or of text.
+
+    Raises
+    ------
+    BadInput
+        For an empty or absurdly long prompt, an id outside the vocabulary, or text where the
+        model has no tokenizer.
+
+    """
+    if not text:
+        raise BadInput("the prompt is empty; expected a canonical name, ids or text")
+    if len(text) > _MOST_CHARACTERS:
+        raise BadInput(
+            f"the prompt has {len(text)} characters, expected at most {_MOST_CHARACTERS}"
+        )
+    if text in CANONICAL:
+        ids = list(CANONICAL[text])
+    elif _IDS.fullmatch(text):
+        # Longer digits than any vocabulary needs: int() of a million of them would take minutes.
+        ids = [int(item[:20]) for item in text.replace(" ", "").split(",")]
+    else:
+        ids = _tokenised(text, model)
+    for token in ids:
+        if not 0 <= token < model.config.vocab:
+            raise BadInput(
+                f"prompt {text[:40]!r}: token id {token} is outside the vocabulary, expected 0 to "
+                f"{model.config.vocab - 1}"
+            )
+    return ids
+
+
+def _tokenised(text: str, model: Model) -> list[int]:
+    if model.tokenizer is None:
+        raise BadInput(
+            f"prompt {text[:40]!r}: {model.path.name} has no tokenizer; give token ids "
+            f"(1,2,3) or one of {', '.join(CANONICAL)}"
+        )
+    ids = model.tokenizer.encode(text)
+    if not ids:
+        raise BadInput(f"prompt {text[:40]!r} has no tokens; give some text")
+    return ids
