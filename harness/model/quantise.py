@@ -199,7 +199,7 @@ def _q6_k_search(x: Floats) -> Floats:
 
 
 def _q6_k_span(x: Floats) -> Floats:
-    return np.abs(x).max(axis=1) / np.float32(31)
+    return np.asarray(np.abs(x).max(axis=1) / np.float32(31))
 
 
 def _q6_k(x: Floats, grid: Callable[[Floats], Floats]) -> Bytes:
@@ -225,7 +225,7 @@ def _q8_0_search(x: Floats) -> Floats:
 
 
 def _q8_0_span(x: Floats) -> Floats:
-    return np.abs(x).max(axis=1) / np.float32(127)
+    return np.asarray(np.abs(x).max(axis=1) / np.float32(127))
 
 
 def _q8_0(x: Floats, grid: Callable[[Floats], Floats]) -> Bytes:

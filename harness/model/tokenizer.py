@@ -6,15 +6,17 @@ pre-tokenisation, as llama.cpp reads it from ``tokenizer.ggml.*``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from harness.errors import BadInput
 
-# Source: Qwen2's tokenizer (transformers, Qwen2Tokenizer) and llama.cpp's LLAMA_VOCAB_PRE_TYPE_QWEN2.
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# Source: Qwen2's tokenizer (transformers, Qwen2Tokenizer); llama.cpp's LLAMA_VOCAB_PRE_TYPE_QWEN2.
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,7 +52,9 @@ class Tokenizer:
     NFC form of ``text``, which for nearly all text is the text itself.
     """
 
-    def __init__(self, engine: tokenizers.Tokenizer, size: int, eos: int | None, bos: int | None):
+    def __init__(
+        self, engine: tokenizers.Tokenizer, size: int, eos: int | None, bos: int | None
+    ) -> None:
         self._engine = engine
         self.vocab_size = size
         self.eos_token_id = eos

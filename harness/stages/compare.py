@@ -52,7 +52,7 @@ class Comparison:
         if not any(difference.cosine is not None for difference in self.differences):
             return ["nothing was compared: the dumps share no stage"]
         return [
-            f"{d.stage} of {'the whole model' if d.layer is None else f'layer {d.layer}'}: {d.reason}"
+            f"{d.stage}{'' if d.layer is None else f' of layer {d.layer}'}: {d.reason}"
             for d in self.differences
             if d.reason
         ]
@@ -106,7 +106,7 @@ def compare(
     return Comparison(tuple(differences))
 
 
-def _values(  # noqa: PLR0917 - one stage in both dumps, and the limits
+def _values(
     stage: str,
     layer: int | None,
     a: NDArray[np.float32],

@@ -84,8 +84,8 @@ class CpuDecoder:
             raise BadInput(f"the cpu backend has no numerics {numerics.name}; use f32 or q8_k")
         if capacity < 1:
             raise BadInput(f"a cache of {capacity} positions, expected at least 1")
-        if threads is not None and not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
-            most = numba.config.NUMBA_NUM_THREADS
+        if threads is not None and not 1 <= threads <= int(vars(numba.config)["NUMBA_NUM_THREADS"]):
+            most = int(vars(numba.config)["NUMBA_NUM_THREADS"])
             raise BadInput(f"{threads} threads, expected 1 to {most} (NUMBA_NUM_THREADS)")
         self.model, self.numerics, self.capacity = model, numerics, capacity
         self.device = cpu_name()

@@ -38,7 +38,7 @@ class Sound:
 
     def weigh(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Weights of the chosen experts, out of their softmax probabilities."""
-        return probabilities / probabilities.sum()
+        return np.asarray(probabilities / probabilities.sum())
 
     def computed(self, chosen: Ids, experts: int) -> Ids:  # noqa: ARG002 - a fault asks
         """Experts whose matrices are multiplied for those chosen."""

@@ -39,7 +39,7 @@ _BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FLOAT, _HALF = ir.FloatType(), ir.HalfType()
 
 
-class _Lanes(types.Type):  # type: ignore[misc]
+class _Lanes(types.Type):
     """A SIMD vector: never boxed, stored or passed out of a compiled function."""
 
     def __init__(self, name: str, element: ir.Type, count: int) -> None:
@@ -47,9 +47,9 @@ class _Lanes(types.Type):  # type: ignore[misc]
         self.llvm = ir.VectorType(element, count)
 
 
-@register_model(_Lanes)  # type: ignore[untyped-decorator]
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, lanes: _Lanes) -> None:  # noqa: ANN401
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: _Lanes) -> None:
         super().__init__(manager, lanes, lanes.llvm)
 
 
@@ -58,13 +58,13 @@ _I32X8 = _Lanes("i32x8", _INT, 8)
 _I8X32 = _Lanes("i8x32", _BYTE, 32)
 
 
-def _generator(result: types.Type, *arguments: types.Type) -> Any:  # noqa: ANN401
+def _generator(result: types.Type, *arguments: types.Type) -> Any:
     """Decorate ``emit(builder, *operands) -> value`` into an intrinsic of that signature."""
 
-    def decorate(emit: Any) -> Any:  # noqa: ANN401
+    def decorate(emit: Any) -> Any:
         signature = result(*arguments)
 
-        def codegen(_context: Any, builder: Any, _signature: Any, operands: Any) -> Any:  # noqa: ANN401
+        def codegen(_context: Any, builder: Any, _signature: Any, operands: Any) -> Any:
             return emit(builder, *operands)
 
         # Numba counts the parameters of an intrinsic, so each arity needs its own.
@@ -84,13 +84,13 @@ def _generator(result: types.Type, *arguments: types.Type) -> Any:  # noqa: ANN4
     return decorate
 
 
-def _at(builder: Any, address: Any, kind: ir.Type) -> Any:  # noqa: ANN401
+def _at(builder: Any, address: Any, kind: ir.Type) -> Any:
     """Load from an address of any alignment."""
     pointer = builder.inttoptr(address, kind.as_pointer())
     return builder.load(pointer, align=1)
 
 
-def _splat(builder: Any, scalar: Any, count: int = 8) -> Any:  # noqa: ANN401
+def _splat(builder: Any, scalar: Any, count: int = 8) -> Any:
     """Put one scalar into every lane."""
     vector = ir.VectorType(scalar.type, count)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_INT, 0))
@@ -98,13 +98,13 @@ def _splat(builder: Any, scalar: Any, count: int = 8) -> Any:  # noqa: ANN401
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
 
 
-def _lanes(builder: Any, vector: Any, start: int, count: int) -> Any:  # noqa: ANN401
+def _lanes(builder: Any, vector: Any, start: int, count: int) -> Any:
     """``vector[start : start + count]``."""
     pick = ir.Constant(ir.VectorType(_INT, count), list(range(start, start + count)))
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), pick)
 
 
-def _joined(builder: Any, low: Any, high: Any) -> Any:  # noqa: ANN401
+def _joined(builder: Any, low: Any, high: Any) -> Any:
     """Concatenate two vectors."""
     count = 2 * low.type.count
     pick = ir.Constant(ir.VectorType(_INT, count), list(range(count)))
@@ -116,14 +116,14 @@ def _every(vector: ir.VectorType, value: int) -> ir.Constant:
     return ir.Constant(vector, [value] * vector.count)
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ANN401
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c``, rounded once, with or without hardware for it."""
     kind = ir.FunctionType(a.type, [a.type] * 3)
     name = "llvm.fma.v8f32" if a.type == _F32X8.llvm else "llvm.fma.f32"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
 
 
-def _floats(builder: Any, integers: Any) -> Any:  # noqa: ANN401
+def _floats(builder: Any, integers: Any) -> Any:
     """Signed integers of eight lanes as float32."""
     if integers.type.element.width < 32:
         integers = builder.sext(integers, _I32X8.llvm)
@@ -223,7 +223,7 @@ def _less_32(builder: Any, raw: Any) -> Any:
     return builder.sub(raw, _every(_I8X32.llvm, 32))
 
 
-def _six_bits(builder: Any, address: Any, first: int, last_shift: int) -> Any:  # noqa: ANN401
+def _six_bits(builder: Any, address: Any, first: int, last_shift: int) -> Any:
     """Eight 6-bit numbers of a K-quant's 12 scale bytes: scales (0, 0) or mins (4, 4).
 
     Four are the low six bits of a byte; four have their low nibble in the last four bytes and
@@ -302,7 +302,7 @@ def _total(builder: Any, a0: Any, a1: Any, a2: Any, a3: Any) -> Any:
     return builder.extract_element(lanes, ir.Constant(_INT, 0))
 
 
-def _short_products(builder: Any, quants: Any, x: Any, start: int) -> Any:  # noqa: ANN401
+def _short_products(builder: Any, quants: Any, x: Any, start: int) -> Any:
     """Products of 16 int8 pairs, two to a lane: int16 ``[8]``.
 
     Quants reach 32 in magnitude (31 in Q5_K) and activations 127, so even the sum of four
