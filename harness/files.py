@@ -22,6 +22,7 @@ def write_atomically(path: Path, text: str) -> None:
     """
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:

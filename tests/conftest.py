@@ -8,6 +8,7 @@ import pytest
 from harness.model import FORMATS, Config, Model, Tensor
 from harness.model.config import tensor_shapes
 from harness.model.quantise import quantise
+from harness.model.synth import PRESETS, synthesise
 
 SMALL = Config("qwen3moe", 6, 256, 4, 2, 64, 16, 4, 256, 517, 1e-6, 1e6, 256, tied_output=False)
 
@@ -35,3 +36,16 @@ def k_quant_model(config, seed=0):
 @pytest.fixture(scope="session")
 def small_model():
     return k_quant_model(SMALL)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory):
+    return synthesise("tiny", tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def odd_shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    return {
+        name: synthesise(name, folder / f"{name}.gguf") for name in PRESETS if name[:3] == "odd"
+    }

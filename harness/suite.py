@@ -1,0 +1,120 @@
+"""Where candidate, oracle, guard and meter come together: for the commands and the benchmarks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.backends import open_decoder
+from harness.errors import BadInput
+from harness.guard import guard
+from harness.guard.drift import Drift, measure_drift
+from harness.guard.peer import PeerReference
+from harness.meter.decode import DecodeMeasurement, Workload, measure_decode
+from harness.numerics import find_numerics
+from harness.reference import Oracle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from harness.decoder import Decoder
+    from harness.guard import Evidence
+    from harness.meter.stopping import StoppingRule
+    from harness.model import Model
+
+_PEERS = ("cpu:f32", "cpu:q8_k")
+
+
+def open_oracle(model: Model, numerics: str, capacity: int) -> Oracle:
+    """Open the oracle of a numerics' activation format, on a GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Oracle(model, device, find_numerics(numerics).activation, capacity)
+
+
+def open_candidate(
+    model: Model,
+    *,
+    backend: str,
+    numerics: str,
+    device: int,
+    capacity: int,
+    plant: str | None = None,
+) -> Decoder:
+    """Open a decoder, with a fault planted in it where ``plant`` names one."""
+    return open_decoder(
+        model, backend=backend, numerics=numerics, capacity=capacity, device=device, plant=plant
+    )
+
+
+def open_pair(
+    model: Model, *, backend: str, numerics: str, device: int, against: str, capacity: int
+) -> tuple[Decoder, Oracle]:
+    """Open a candidate and what it is held against: ``oracle``, ``cpu:f32`` or ``cpu:q8_k``."""
+    candidate = open_decoder(
+        model, backend=backend, numerics=numerics, capacity=capacity, device=device
+    )
+    if against == "oracle":
+        return candidate, open_oracle(model, numerics, capacity)
+    if against not in _PEERS:
+        raise BadInput(f"--against {against!r}, expected oracle, {' or '.join(_PEERS)}")
+    peer = open_decoder(
+        model, backend="cpu", numerics=against.removeprefix("cpu:"), capacity=capacity
+    )
+    return candidate, PeerReference(peer, capacity)
+
+
+def activation_drift(candidate: Decoder, ids: Sequence[int]) -> Drift:
+    """Measure the free-running drift of a candidate that rounds its activations."""
+    rounding = open_oracle(candidate.model, candidate.numerics.name, len(ids))
+    return measure_drift(candidate, rounding, open_oracle(candidate.model, "f32", len(ids)), ids)
+
+
+def guarded_decode(
+    model: Model,
+    prompt: Sequence[int],
+    *,
+    backend: str = "auto",
+    numerics: str = "f32",
+    device: int = 0,
+    tokens: int = 64,
+    depth: int = 0,
+    plant: str | None = None,
+    rule: StoppingRule | None = None,
+) -> DecodeMeasurement:
+    """Decode, guard, and measure; the only way from a model to a number.
+
+    Raises
+    ------
+    Rejected
+        By the guard, or because the timed run was not the guarded one.
+
+    """
+    capacity = depth + len(prompt) + tokens
+    if capacity > model.config.context_length:
+        raise BadInput(
+            f"{depth} cached + {len(prompt)} prompt + {tokens} tokens are {capacity} positions, "
+            f"but the model's context is {model.config.context_length}; ask for fewer"
+        )
+    decoder = open_decoder(
+        model, backend=backend, numerics=numerics, capacity=capacity, device=device, plant=plant
+    )
+
+    def check(
+        candidate: Decoder,
+        ids: Sequence[int],
+        cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> Evidence:
+        # Opened here and dropped on return: the oracle is not resident while memory is measured.
+        return guard(candidate, open_oracle(model, numerics, capacity), ids, cache=cache)
+
+    workload = Workload(tuple(prompt), depth, tokens)
+    try:
+        if rule is None:
+            return measure_decode(decoder, workload, check)
+        return measure_decode(decoder, workload, check, rule=rule)
+    finally:
+        decoder.close()

@@ -1,0 +1,105 @@
+"""What the commands print: plain tables, a line each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from harness.guard import Evidence
+    from harness.guard.faults import Proof
+    from harness.stages.compare import Comparison
+
+
+def decode_lines(data: Mapping[str, Any]) -> list[str]:
+    """Lines of the ``decode`` command, out of its JSON."""
+    time, memory, ran = data["ms_per_token"], data["memory"], data["ran"]
+    lines = [str(data["text"]), ""] if data["text"] is not None else []
+    lines += [
+        f"{time['median']:.3f} ms/token median, {time['p99']:.3f} p99, "
+        f"{len(time['samples'])} samples",
+        f"{data['tokens_per_second']:.1f} tok/s",
+        f"{memory['peak_bytes'] / 1e6:.1f} MB peak ({memory['source']})",
+        f"{data['bytes_per_token'] / 1e6:.2f} MB/token moved",
+    ]
+    if data["roofline_fraction"] is not None:
+        lines.append(f"{100 * data['roofline_fraction']:.1f} % of this machine's read bandwidth")
+    lines.append(f"ran on {ran['backend']}, {ran['device']}, {ran['numerics']}")
+    return [*lines, *_verdict(data["verdict"])]
+
+
+def parity_lines(evidence: Evidence, data: Mapping[str, Any], shown: Iterable[int]) -> list[str]:
+    """Lines of the ``parity`` command: all layers shown, whether they pass or not."""
+    lines = [
+        f"{evidence.backend}:{evidence.numerics} against {evidence.reference}, "
+        f"{len(evidence.prompt_ids)} positions, judged {' and '.join(evidence.judged)}",
+        f"{'layer':>5} {'free cosine':>12} {'free rel_l2':>12} {'forced cosine':>14} "
+        f"{'forced rel_l2':>14} {'router cosine':>14}  experts",
+    ]
+    layers = evidence.layers
+    for index in shown:
+        line = layers[index]
+        experts = "equal"
+        if line.experts_differ:
+            worst = max(line.experts_differ, key=lambda swap: swap.margin)
+            experts = f"{len(line.experts_differ)} differ, margin {worst.margin:.2e} " + (
+                "(tie)" if worst.is_tie else "(FAULT)"
+            )
+        lines.append(
+            f"{line.layer:>5} {_figure(line.moe_ffn_out_cosine, '12.9f')} "
+            f"{_figure(line.moe_ffn_out_rel_l2, '12.2e')} {_figure(line.forced_cosine, '14.9f')} "
+            f"{_figure(line.forced_rel_l2, '14.2e')} {line.router_cosine:14.9f}  {experts}"
+        )
+    argmax = data["argmax"]
+    lines.append(
+        f"argmax: {argmax['agree']} of {argmax['positions']} agree, {argmax['ties']} ties, "
+        f"{argmax['faults']} faults; worst logits cosine {data['logits_cosine']}"
+    )
+    if "drift" in data:
+        drift = data["drift"]
+        lines.append(
+            f"free-running drift from the plain oracle: worst cosine "
+            f"{drift['candidate_worst_cosine']:.6f}, of the format alone "
+            f"{drift['format_alone_worst_cosine']:.6f}; attributed to: {drift['attributed_to']}"
+        )
+    lines.append(f"worst: {evidence.worst.what} ({evidence.distance:.3g} of its limit)")
+    return [*lines, *_verdict(data["verdict"])]
+
+
+def fault_lines(proof: Proof) -> list[str]:
+    """Lines of the ``faults`` command."""
+    data = proof.to_json()
+    lines = [f"{name:<22} {distance:>12.4g}  {why}" for name, distance, why in proof.planted]
+    lines += [f"{name:<22} inapplicable  {why}" for name, why in proof.inapplicable]
+    lines += [f"FALSE REJECTION {reason}" for reason in proof.false_rejections]
+    lines += [f"SURVIVED {name}" for name in proof.survivors]
+    lines += [
+        f"invisible {name}: distance {distance:.4g}, worst clean run {clean:.4g}"
+        for name, distance, clean in proof.invisible
+    ]
+    lines.append(
+        f"{data['planted']} planted, {data['rejected']} rejected, {len(proof.survivors)} "
+        f"survived, {len(proof.invisible)} invisible, {len(proof.inapplicable)} inapplicable"
+    )
+    lines.append(
+        f"{data['clean_runs']} clean runs, {data['false_rejections']} false rejections, worst "
+        f"distance {max(proof.clean):.3g}"
+    )
+    return lines
+
+
+def diff_lines(result: Comparison) -> list[str]:
+    """Lines of the ``diff`` command: a stage a line, then the verdict."""
+    return [*(difference.line() for difference in result.differences), *_verdict(result.to_json())]
+
+
+def _figure(value: float | None, form: str) -> str:
+    width = int(form.split(".", maxsplit=1)[0])
+    return "-".rjust(width) if value is None else format(value, form)
+
+
+def _verdict(verdict: Mapping[str, Any]) -> list[str]:
+    if verdict["accepted"]:
+        return ["verdict: ACCEPTED"]
+    return ["verdict: REJECTED", *(f"  {reason}" for reason in verdict["reasons"])]

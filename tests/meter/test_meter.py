@@ -1,0 +1,136 @@
+import json
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+
+from harness.errors import BadInput
+from harness.meter import statistics
+from harness.meter.bandwidth import cpu_read_bandwidth
+from harness.meter.identity import machine_identity, write_asv_machine
+from harness.meter.lock import measuring
+from harness.meter.memory import ProcessPeak
+from harness.meter.sidecar import write_sidecar
+from harness.meter.stopping import CONVERGED, TIME_IS_UP, StoppingRule
+from harness.meter.traffic import token_traffic
+from harness.model import open_model
+
+
+def test_percentiles_against_numpy_and_each_other():
+    samples = np.random.default_rng(0).gamma(5, size=999)
+    assert statistics.median(samples) == np.median(samples)
+    assert statistics.percentile(samples, 99) > statistics.percentile(samples, 50)
+    assert statistics.relative_deviation([1.0, 3.0]) == pytest.approx(2**0.5 / 2)
+    assert statistics.relative_deviation([1.0]) == float("inf")
+
+
+class TestStoppingRule:
+    rule = StoppingRule()
+
+    def test_quiet_samples_end_it_once_there_are_enough(self):
+        quiet = [100.0, 100.1] * 5
+        assert self.rule.ends(quiet, 1) == CONVERGED
+        assert self.rule.ends(quiet[:9], 1) is None
+
+    def test_a_burst_of_short_samples_does_not(self):
+        assert self.rule.ends([1.0] * 499, 0.5) is None
+        assert self.rule.ends([1.0] * 500, 0.5) == CONVERGED
+
+    def test_noise_ends_at_the_time_out_and_says_so(self):
+        noisy = [90.0, 110.0] * 10
+        assert self.rule.ends(noisy, 14.9) is None
+        assert self.rule.ends(noisy, 15) == TIME_IS_UP
+
+    def test_the_time_out_too_needs_the_least_samples(self):
+        assert self.rule.ends([20000.0], 20) is None
+
+
+def test_peak_memory_sees_what_is_allocated_and_forgets_what_was():
+    ballast = np.ones(30_000_000)
+    del ballast
+    peak = ProcessPeak()
+    before = peak.read()
+    block = np.ones(20_000_000)
+    grown = peak.read().peak_bytes - before.peak_bytes
+    assert grown >= 0.9 * block.nbytes
+    assert "VmHWM" in before.source or "ru_maxrss" in before.source
+
+
+def test_machine_file_keeps_other_machines(tmp_path):
+    path = tmp_path / "asv.json"
+    path.write_text(json.dumps({"other": {"machine": "other"}, "version": 1}))
+    write_asv_machine(path)
+    known = json.loads(path.read_text())
+    name = machine_identity()["machine"]
+    assert set(known) == {"other", name, "version"}
+    assert known[name]["num_cpu"] == str(os.cpu_count())
+    assert "gpu" in known[name]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}'])
+def test_a_foreign_machine_file_is_left_alone(tmp_path, text):
+    path = tmp_path / "asv.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match="mend or remove"):
+        write_asv_machine(path)
+    assert path.read_text() == text
+
+
+def hold(folder, ready, go):
+    with measuring("cpu", folder=folder):
+        ready.set()
+        go.wait(30)
+
+
+def test_two_measurements_do_not_share_a_device(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready, go))
+    other.start()
+    assert ready.wait(60)
+    with (
+        pytest.raises(BadInput, match=f"measured by process {other.pid}"),
+        measuring("cpu", wait=0.1, folder=tmp_path),
+    ):
+        pass
+    with measuring("gpu-1", wait=0.1, folder=tmp_path):
+        pass
+    other.kill()  # however it ends, the lock is free
+    other.join()
+    with measuring("cpu", wait=0.1, folder=tmp_path):
+        pass
+
+
+def test_an_exception_frees_the_lock(tmp_path):
+    with pytest.raises(KeyError), measuring("cpu", folder=tmp_path):
+        raise KeyError
+    with measuring("cpu", wait=0, folder=tmp_path):
+        pass
+
+
+def test_sidecars_end_in_what_asv_does_not_read(tmp_path):
+    path = write_sidecar(tmp_path, "m", "0123456789ab", "decode.Embedded(0)", {"a": 1})
+    assert path.relative_to(tmp_path).parts[:2] == ("m", "evidence")
+    assert path.name == "01234567-decode.Embedded-0-.evidence"
+    assert json.loads(path.read_text())["a"] == 1
+
+
+def test_traffic_counts_the_chosen_experts_only(tiny_path):
+    model = open_model(tiny_path)
+    c = model.config
+    traffic = token_traffic(model, "cpu", 10)
+    one = sum(
+        model.layer(n, f"ffn_{part}_exps").blocks[0].nbytes
+        for n in range(c.layers)
+        for part in ("gate", "up", "down")
+    )
+    assert traffic.terms["experts"] == c.top_k * one
+    assert traffic.terms["kv_cache"] == c.layers * 2 * c.kv_heads * c.head_dim * 4 * 10
+    assert traffic.terms["embedding"] == model["token_embd.weight"].blocks[0].nbytes
+    everything = model.weight_bytes - model["token_embd.weight"].nbytes
+    assert traffic.total < everything + traffic.terms["kv_cache"] + traffic.terms["embedding"]
+
+
+def test_bandwidth_is_of_this_world():
+    assert 1e9 < cpu_read_bandwidth() < 2e12
