@@ -111,7 +111,7 @@ def _decode(arguments: argparse.Namespace) -> int:
     from harness.tables import decode_lines  # noqa: PLC0415
 
     model = _open(arguments.model)
-    prompt = parse_prompt(arguments.prompt or _default_prompt(model), model)
+    prompt = parse_prompt(_prompt(arguments, model), model)
     data = guarded_decode(
         model,
         prompt,
@@ -121,8 +121,7 @@ def _decode(arguments: argparse.Namespace) -> int:
         tokens=arguments.tokens,
         depth=arguments.depth,
     ).to_json()
-    if model.tokenizer is not None:
-        data["text"] = model.tokenizer.decode([*prompt, *_ints(data["tokens"])])
+    data["text"] = _text(model, [*prompt, *_ints(data["tokens"])])
     _emit(arguments, data, decode_lines(data))
     return _ACCEPTED
 
@@ -145,7 +144,7 @@ def _parity(arguments: argparse.Namespace) -> int:
     plan = Plan.parse(arguments.stages, f"{start}..{stop}")
     if arguments.dump is not None and arguments.mode == "forced":
         raise BadInput("--dump writes the free-running pass, which --mode forced leaves out")
-    prompt = parse_prompt(arguments.prompt or _default_prompt(model), model)
+    prompt = parse_prompt(_prompt(arguments, model), model)
     candidate, reference = open_pair(
         model,
         backend=arguments.backend,
@@ -258,8 +257,18 @@ def _open(path: Path | None) -> Model:
     return open_model(embedded_path() if path is None else path)
 
 
-def _default_prompt(model: Model) -> str:
-    return "canonical_3tok" if model.tokenizer is None else "def read(self"
+def _prompt(arguments: argparse.Namespace, model: Model) -> str:
+    if arguments.prompt is not None:
+        return str(arguments.prompt)
+    return "canonical_3tok" if _text(model, []) is None else "def read(self"
+
+
+def _text(model: Model, ids: Sequence[int]) -> str | None:
+    """Text of ids, or None: a tokenizer that is missing or of an unknown kind costs no result."""
+    try:
+        return None if model.tokenizer is None else model.tokenizer.decode(ids)
+    except BadInput:
+        return None
 
 
 def _ints(value: object) -> list[int]:
@@ -269,6 +278,8 @@ def _ints(value: object) -> list[int]:
 
 
 def _bytes_done(done: int, total: int) -> None:
+    if not sys.stderr.isatty():  # a log wants no moving line
+        return
     end = "\n" if done == total else "\r"
     print(f"written {done / 1e9:.2f} of {total / 1e9:.2f} GB", file=sys.stderr, end=end)
 

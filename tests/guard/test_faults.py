@@ -4,6 +4,8 @@ import pytest
 
 from harness.backends import PLANTS, open_decoder
 from harness.guard.faults import FAULTS, Proof, prove, seeded_prompts
+from harness.model import open_model
+from harness.model.embedded import path as embedded_path
 from harness.numerics import NUMERICS
 from harness.reference import Oracle
 
@@ -28,6 +30,23 @@ def test_small_model(small_model, numerics):
     assert proof.holds, proof.to_json()
     assert not proof.inapplicable
     assert not proof.invisible
+
+
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_embedded_model(numerics):
+    proof = proof_on(open_model(embedded_path()), numerics)
+    assert proof.holds, proof.to_json()
+    assert not proof.inapplicable
+    if numerics == "f32":
+        assert not proof.invisible
+
+
+@pytest.mark.parametrize("numerics", NUMERICS)
+def test_odd_shapes(odd_shapes, numerics):
+    for path in odd_shapes.values():
+        proof = proof_on(open_model(path), numerics)
+        assert proof.holds, proof.to_json()
+        assert proof.inapplicable
 
 
 def test_every_plant_of_the_backend_is_a_fault_and_the_other_way_round():

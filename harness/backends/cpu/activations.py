@@ -59,7 +59,7 @@ def round_activations(
         for part in range(start, start + GROUP, SUMMED):
             total = 0
             for i in range(part, part + SUMMED):
-                quant = np.int32(np.rint(x[i] * inverse))
+                quant = int(np.rint(x[i] * inverse))
                 rounded[i] = quant
                 total += quant
             sums[part // SUMMED] = total

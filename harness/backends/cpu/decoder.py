@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 
 from harness.backends.cpu.faults import planted
@@ -19,6 +18,7 @@ from harness.backends.cpu.products import (
     Matrix,
     attention_scores,
     default_threads,
+    most_threads,
     using_threads,
 )
 from harness.backends.cpu.vectors import mix_in_parallel, mix_in_turn, rms_norm, rotate
@@ -84,9 +84,8 @@ class CpuDecoder:
             raise BadInput(f"the cpu backend has no numerics {numerics.name}; use f32 or q8_k")
         if capacity < 1:
             raise BadInput(f"a cache of {capacity} positions, expected at least 1")
-        if threads is not None and not 1 <= threads <= int(vars(numba.config)["NUMBA_NUM_THREADS"]):
-            most = int(vars(numba.config)["NUMBA_NUM_THREADS"])
-            raise BadInput(f"{threads} threads, expected 1 to {most} (NUMBA_NUM_THREADS)")
+        if threads is not None and not 1 <= threads <= most_threads():
+            raise BadInput(f"{threads} threads, expected 1 to {most_threads()}")
         self.model, self.numerics, self.capacity = model, numerics, capacity
         self.device = cpu_name()
         self.threads = threads or default_threads()

@@ -19,7 +19,7 @@ Block layouts: ``gguf.quants``, ggml's ``ggml-common.h``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numba
 import numpy as np
@@ -31,9 +31,13 @@ from numba.extending import models, register_model
 from harness.backends.cpu.jit import compiled, intrinsic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 # -- lanes: vector registers as numba types ----------------------------------------------------
+
+_Value: TypeAlias = Any  # an ``ir`` value that has a type: its classes share no base that says so
 
 _BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FLOAT, _HALF = ir.FloatType(), ir.HalfType()
@@ -49,7 +53,7 @@ class _Lanes(types.Type):
 
 @register_model(_Lanes)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, lanes: _Lanes) -> None:
+    def __init__(self, manager: object, lanes: _Lanes) -> None:
         super().__init__(manager, lanes, lanes.llvm)
 
 
@@ -58,25 +62,29 @@ _I32X8 = _Lanes("i32x8", _INT, 8)
 _I8X32 = _Lanes("i8x32", _BYTE, 32)
 
 
-def _generator(result: types.Type, *arguments: types.Type) -> Any:
+def _generator(
+    result: types.Type, *arguments: types.Type
+) -> Callable[[Callable[..., _Value]], Callable[..., Any]]:
     """Decorate ``emit(builder, *operands) -> value`` into an intrinsic of that signature."""
 
-    def decorate(emit: Any) -> Any:
+    def decorate(emit: Callable[..., _Value]) -> Callable[..., Any]:
         signature = result(*arguments)
 
-        def codegen(_context: Any, builder: Any, _signature: Any, operands: Any) -> Any:
+        def codegen(
+            _context: object, builder: ir.IRBuilder, _signature: object, operands: list[_Value]
+        ) -> _Value:
             return emit(builder, *operands)
 
         # Numba counts the parameters of an intrinsic, so each arity needs its own.
-        by_arity = {
-            0: lambda _typing: (signature, codegen),
-            1: lambda _typing, _a: (signature, codegen),
-            2: lambda _typing, _a, _b: (signature, codegen),
-            3: lambda _typing, _a, _b, _c: (signature, codegen),
-            4: lambda _typing, _a, _b, _c, _d: (signature, codegen),
-            5: lambda _typing, _a, _b, _c, _d, _e: (signature, codegen),
-            6: lambda _typing, _a, _b, _c, _d, _e, _f: (signature, codegen),
-        }
+        by_arity: tuple[Callable[..., Any], ...] = (
+            lambda _typing: (signature, codegen),
+            lambda _typing, _a: (signature, codegen),
+            lambda _typing, _a, _b: (signature, codegen),
+            lambda _typing, _a, _b, _c: (signature, codegen),
+            lambda _typing, _a, _b, _c, _d: (signature, codegen),
+            lambda _typing, _a, _b, _c, _d, _e: (signature, codegen),
+            lambda _typing, _a, _b, _c, _d, _e, _f: (signature, codegen),
+        )
         function = by_arity[len(arguments)]
         function.__name__ = function.__qualname__ = emit.__name__
         return intrinsic(function)
@@ -84,13 +92,13 @@ def _generator(result: types.Type, *arguments: types.Type) -> Any:
     return decorate
 
 
-def _at(builder: Any, address: Any, kind: ir.Type) -> Any:
+def _at(builder: ir.IRBuilder, address: _Value, kind: ir.Type) -> _Value:
     """Load from an address of any alignment."""
     pointer = builder.inttoptr(address, kind.as_pointer())
     return builder.load(pointer, align=1)
 
 
-def _splat(builder: Any, scalar: Any, count: int = 8) -> Any:
+def _splat(builder: ir.IRBuilder, scalar: _Value, count: int = 8) -> _Value:
     """Put one scalar into every lane."""
     vector = ir.VectorType(scalar.type, count)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_INT, 0))
@@ -98,13 +106,13 @@ def _splat(builder: Any, scalar: Any, count: int = 8) -> Any:
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
 
 
-def _lanes(builder: Any, vector: Any, start: int, count: int) -> Any:
+def _lanes(builder: ir.IRBuilder, vector: _Value, start: int, count: int) -> _Value:
     """``vector[start : start + count]``."""
     pick = ir.Constant(ir.VectorType(_INT, count), list(range(start, start + count)))
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), pick)
 
 
-def _joined(builder: Any, low: Any, high: Any) -> Any:
+def _joined(builder: ir.IRBuilder, low: _Value, high: _Value) -> _Value:
     """Concatenate two vectors."""
     count = 2 * low.type.count
     pick = ir.Constant(ir.VectorType(_INT, count), list(range(count)))
@@ -116,14 +124,15 @@ def _every(vector: ir.VectorType, value: int) -> ir.Constant:
     return ir.Constant(vector, [value] * vector.count)
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def _fma(builder: ir.IRBuilder, a: _Value, b: _Value, c: _Value) -> _Value:
     """``a * b + c``, rounded once, with or without hardware for it."""
     kind = ir.FunctionType(a.type, [a.type] * 3)
     name = "llvm.fma.v8f32" if a.type == _F32X8.llvm else "llvm.fma.f32"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [a, b, c])
 
 
-def _floats(builder: Any, integers: Any) -> Any:
+def _floats(builder: ir.IRBuilder, integers: _Value) -> _Value:
     """Signed integers of eight lanes as float32."""
     if integers.type.element.width < 32:
         integers = builder.sext(integers, _I32X8.llvm)
@@ -131,82 +140,82 @@ def _floats(builder: Any, integers: Any) -> Any:
 
 
 @_generator(_F32X8)
-def _zeros(_builder: Any) -> Any:
+def _zeros(_builder: ir.IRBuilder) -> _Value:
     return ir.Constant(_F32X8.llvm, [0.0] * 8)
 
 
 @_generator(_I32X8)
-def _zero_counts(_builder: Any) -> Any:
+def _zero_counts(_builder: ir.IRBuilder) -> _Value:
     return _every(_I32X8.llvm, 0)
 
 
 @_generator(_I8X32, types.int64)
-def _bytes32(builder: Any, address: Any) -> Any:
+def _bytes32(builder: ir.IRBuilder, address: _Value) -> _Value:
     return _at(builder, address, _I8X32.llvm)
 
 
 @_generator(_I32X8, types.int64)
-def _ints8(builder: Any, address: Any) -> Any:
+def _ints8(builder: ir.IRBuilder, address: _Value) -> _Value:
     return _at(builder, address, _I32X8.llvm)
 
 
 @_generator(types.float32, types.int64)
-def _f32(builder: Any, address: Any) -> Any:
+def _f32(builder: ir.IRBuilder, address: _Value) -> _Value:
     return _at(builder, address, _FLOAT)
 
 
 @_generator(types.float32, types.int64)
-def _f16(builder: Any, address: Any) -> Any:
+def _f16(builder: ir.IRBuilder, address: _Value) -> _Value:
     return builder.fpext(_at(builder, address, _HALF), _FLOAT)
 
 
 @_generator(types.float32, types.int64)
-def _bf16(builder: Any, address: Any) -> Any:
+def _bf16(builder: ir.IRBuilder, address: _Value) -> _Value:
     raw = builder.zext(_at(builder, address, _SHORT), _INT)
     return builder.bitcast(builder.shl(raw, ir.Constant(_INT, 16)), _FLOAT)
 
 
 @_generator(types.int64, types.int64)
-def _i8(builder: Any, address: Any) -> Any:
+def _i8(builder: ir.IRBuilder, address: _Value) -> _Value:
     return builder.sext(_at(builder, address, _BYTE), _LONG)
 
 
 @_generator(types.float32, types.int64)
-def _scale(builder: Any, address: Any) -> Any:
+def _scale(builder: ir.IRBuilder, address: _Value) -> _Value:
     """An int8 as float32."""
     return builder.sitofp(_at(builder, address, _BYTE), _FLOAT)
 
 
 @_generator(_F32X8, types.int64)
-def _f32x8(builder: Any, address: Any) -> Any:
+def _f32x8(builder: ir.IRBuilder, address: _Value) -> _Value:
     return _at(builder, address, _F32X8.llvm)
 
 
 @_generator(_F32X8, types.int64)
-def _f16x8(builder: Any, address: Any) -> Any:
+def _f16x8(builder: ir.IRBuilder, address: _Value) -> _Value:
     return builder.fpext(_at(builder, address, ir.VectorType(_HALF, 8)), _F32X8.llvm)
 
 
 @_generator(_F32X8, types.int64)
-def _bf16x8(builder: Any, address: Any) -> Any:
+def _bf16x8(builder: ir.IRBuilder, address: _Value) -> _Value:
     raw = builder.zext(_at(builder, address, ir.VectorType(_SHORT, 8)), _I32X8.llvm)
     return builder.bitcast(builder.shl(raw, _every(_I32X8.llvm, 16)), _F32X8.llvm)
 
 
 @_generator(_I8X32, _I8X32)
-def _low(builder: Any, raw: Any) -> Any:
+def _low(builder: ir.IRBuilder, raw: _Value) -> _Value:
     """Low nibbles."""
     return builder.and_(raw, _every(_I8X32.llvm, 15))
 
 
 @_generator(_I8X32, _I8X32)
-def _high(builder: Any, raw: Any) -> Any:
+def _high(builder: ir.IRBuilder, raw: _Value) -> _Value:
     """High nibbles."""
     return builder.lshr(raw, _every(_I8X32.llvm, 4))
 
 
 @_generator(_I8X32, _I8X32, types.int64, types.int64)
-def _field(builder: Any, raw: Any, bit: Any, mask: Any) -> Any:
+def _field(builder: ir.IRBuilder, raw: _Value, bit: _Value, mask: _Value) -> _Value:
     """Bits ``mask`` from ``bit`` on, moved to bit 4: above a nibble."""
     bit, mask = (_splat(builder, builder.trunc(value, _BYTE), 32) for value in (bit, mask))
     found = builder.and_(builder.lshr(raw, bit), mask)
@@ -214,16 +223,16 @@ def _field(builder: Any, raw: Any, bit: Any, mask: Any) -> Any:
 
 
 @_generator(_I8X32, _I8X32, _I8X32)
-def _either(builder: Any, a: Any, b: Any) -> Any:
+def _either(builder: ir.IRBuilder, a: _Value, b: _Value) -> _Value:
     return builder.or_(a, b)
 
 
 @_generator(_I8X32, _I8X32)
-def _less_32(builder: Any, raw: Any) -> Any:
+def _less_32(builder: ir.IRBuilder, raw: _Value) -> _Value:
     return builder.sub(raw, _every(_I8X32.llvm, 32))
 
 
-def _six_bits(builder: Any, address: Any, first: int, last_shift: int) -> Any:
+def _six_bits(builder: ir.IRBuilder, address: _Value, first: int, last_shift: int) -> _Value:
     """Eight 6-bit numbers of a K-quant's 12 scale bytes: scales (0, 0) or mins (4, 4).
 
     Four are the low six bits of a byte; four have their low nibble in the last four bytes and
@@ -239,47 +248,53 @@ def _six_bits(builder: Any, address: Any, first: int, last_shift: int) -> Any:
 
 
 @_generator(_I32X8, types.int64)
-def _scales(builder: Any, address: Any) -> Any:
+def _scales(builder: ir.IRBuilder, address: _Value) -> _Value:
     return _six_bits(builder, address, 0, 0)
 
 
 @_generator(_I32X8, types.int64)
-def _mins(builder: Any, address: Any) -> Any:
+def _mins(builder: ir.IRBuilder, address: _Value) -> _Value:
     return _six_bits(builder, address, 4, 4)
 
 
 @_generator(_F32X8, types.float32, _I32X8)
-def _scaled(builder: Any, scale: Any, integers: Any) -> Any:
+def _scaled(builder: ir.IRBuilder, scale: _Value, integers: _Value) -> _Value:
     """``scale * integers`` as float32."""
     return builder.fmul(_floats(builder, integers), _splat(builder, scale))
 
 
 @_generator(types.float32, _F32X8, types.int64)
-def _lane(builder: Any, vector: Any, index: Any) -> Any:
+def _lane(builder: ir.IRBuilder, vector: _Value, index: _Value) -> _Value:
     return builder.extract_element(vector, builder.trunc(index, _INT))
 
 
 @_generator(types.int64, _I32X8, types.int64)
-def _count(builder: Any, vector: Any, index: Any) -> Any:
+def _count(builder: ir.IRBuilder, vector: _Value, index: _Value) -> _Value:
     return builder.sext(builder.extract_element(vector, builder.trunc(index, _INT)), _LONG)
 
 
 @_generator(_F32X8, _F32X8, _F32X8, _F32X8)
-def _add_product(builder: Any, total: Any, a: Any, b: Any) -> Any:
+def _add_product(builder: ir.IRBuilder, total: _Value, a: _Value, b: _Value) -> _Value:
     """``total + a * b``, rounded once."""
     return _fma(builder, a, b, total)
 
 
 @_generator(types.float32, types.float32, types.float32, types.float32)
-def _add_scalars(builder: Any, total: Any, a: Any, b: Any) -> Any:
+def _add_scalars(builder: ir.IRBuilder, total: _Value, a: _Value, b: _Value) -> _Value:
     """``total + a * b``, rounded once."""
     return _fma(builder, a, b, total)
 
 
 @_generator(_F32X8, _F32X8, _I8X32, types.float32, types.float32, types.float32, types.int64)
 def _add_group(
-    builder: Any, total: Any, quants: Any, early: Any, late: Any, bias: Any, x: Any
-) -> Any:
+    builder: ir.IRBuilder,
+    total: _Value,
+    quants: _Value,
+    early: _Value,
+    late: _Value,
+    bias: _Value,
+    x: _Value,
+) -> _Value:
     """Add ``(scale * quant + bias) * x`` of 32 quants to eight lanes.
 
     ``early`` scales the first 16 quants, ``late`` the last; ``x`` is the address of 32 float32.
@@ -294,7 +309,7 @@ def _add_group(
 
 
 @_generator(types.float32, _F32X8, _F32X8, _F32X8, _F32X8)
-def _total(builder: Any, a0: Any, a1: Any, a2: Any, a3: Any) -> Any:
+def _total(builder: ir.IRBuilder, a0: _Value, a1: _Value, a2: _Value, a3: _Value) -> _Value:
     """``(a0 + a1) + (a2 + a3)``, then halves upon halves of the lanes."""
     lanes = builder.fadd(builder.fadd(a0, a1), builder.fadd(a2, a3))
     for half in (4, 2, 1):
@@ -302,7 +317,7 @@ def _total(builder: Any, a0: Any, a1: Any, a2: Any, a3: Any) -> Any:
     return builder.extract_element(lanes, ir.Constant(_INT, 0))
 
 
-def _short_products(builder: Any, quants: Any, x: Any, start: int) -> Any:
+def _short_products(builder: ir.IRBuilder, quants: _Value, x: _Value, start: int) -> _Value:
     """Products of 16 int8 pairs, two to a lane: int16 ``[8]``.
 
     Quants reach 32 in magnitude (31 in Q5_K) and activations 127, so even the sum of four
@@ -315,7 +330,9 @@ def _short_products(builder: Any, quants: Any, x: Any, start: int) -> Any:
 
 
 @_generator(_I32X8, _I32X8, _I8X32, types.int64, types.int64)
-def _count_group(builder: Any, total: Any, quants: Any, scale: Any, x: Any) -> Any:
+def _count_group(
+    builder: ir.IRBuilder, total: _Value, quants: _Value, scale: _Value, x: _Value
+) -> _Value:
     """Add ``scale * sum(quants * x)`` of 32 int8 pairs to eight lanes; ``x`` is an address."""
     x = _at(builder, x, _I8X32.llvm)
     products = builder.add(
@@ -326,7 +343,14 @@ def _count_group(builder: Any, total: Any, quants: Any, scale: Any, x: Any) -> A
 
 
 @_generator(_I32X8, _I32X8, _I8X32, types.int64, types.int64, types.int64)
-def _count_halves(builder: Any, total: Any, quants: Any, early: Any, late: Any, x: Any) -> Any:
+def _count_halves(
+    builder: ir.IRBuilder,
+    total: _Value,
+    quants: _Value,
+    early: _Value,
+    late: _Value,
+    x: _Value,
+) -> _Value:
     """Do the same with a scale for each 16."""
     x = _at(builder, x, _I8X32.llvm)
     for start, scale in ((0, early), (16, late)):
@@ -337,12 +361,12 @@ def _count_halves(builder: Any, total: Any, quants: Any, early: Any, late: Any, 
 
 
 @_generator(_I32X8, _I32X8, _I32X8)
-def _multiplied(builder: Any, a: Any, b: Any) -> Any:
+def _multiplied(builder: ir.IRBuilder, a: _Value, b: _Value) -> _Value:
     return builder.mul(a, b)
 
 
 @_generator(_F32X8, _F32X8, types.float32, _I32X8)
-def _add_counts(builder: Any, total: Any, scale: Any, counts: Any) -> Any:
+def _add_counts(builder: ir.IRBuilder, total: _Value, scale: _Value, counts: _Value) -> _Value:
     """``total + scale * counts``, rounded once."""
     return _fma(builder, _floats(builder, counts), _splat(builder, scale), total)
 
@@ -364,10 +388,11 @@ def _f32_row(w: int, columns: int, x: int) -> float:
         a3 = _add_product(a3, _f32x8(w + 96), _f32x8(x + 96))
         w += 128
         x += 128
-    rest = np.float32(0)
+    rest: float = np.float32(0)
     for i in range(columns % 32):
         rest = _add_scalars(rest, _f32(w + 4 * i), _f32(x + 4 * i))
-    return _total(a0, a1, a2, a3) + rest
+    total: float = _total(a0, a1, a2, a3)
+    return total + rest
 
 
 @compiled(_ROW)
@@ -380,10 +405,11 @@ def _f16_row(w: int, columns: int, x: int) -> float:
         a3 = _add_product(a3, _f16x8(w + 48), _f32x8(x + 96))
         w += 64
         x += 128
-    rest = np.float32(0)
+    rest: float = np.float32(0)
     for i in range(columns % 32):
         rest = _add_scalars(rest, _f16(w + 2 * i), _f32(x + 4 * i))
-    return _total(a0, a1, a2, a3) + rest
+    total: float = _total(a0, a1, a2, a3)
+    return total + rest
 
 
 @compiled(_ROW)
@@ -396,10 +422,11 @@ def _bf16_row(w: int, columns: int, x: int) -> float:
         a3 = _add_product(a3, _bf16x8(w + 48), _f32x8(x + 96))
         w += 64
         x += 128
-    rest = np.float32(0)
+    rest: float = np.float32(0)
     for i in range(columns % 32):
         rest = _add_scalars(rest, _bf16(w + 2 * i), _f32(x + 4 * i))
-    return _total(a0, a1, a2, a3) + rest
+    total: float = _total(a0, a1, a2, a3)
+    return total + rest
 
 
 @compiled(_ROW)
@@ -420,7 +447,8 @@ def _q8_0_row(w: int, columns: int, x: int) -> float:
         a1 = _add_group(a1, _bytes32(w + 36), _f16(w + 34), _f16(w + 34), none, x + 128)
     if blocks % 4 > 2:
         a2 = _add_group(a2, _bytes32(w + 70), _f16(w + 68), _f16(w + 68), none, x + 256)
-    return _total(a0, a1, a2, a3)
+    total: float = _total(a0, a1, a2, a3)
+    return total
 
 
 @compiled(_ROW)
@@ -443,7 +471,8 @@ def _q4_k_row(w: int, columns: int, x: int) -> float:
         a3 = _add_group(a3, _high(raw), _lane(s, 7), _lane(s, 7), _lane(m, 7), x + 896)
         w += 144
         x += 1024
-    return _total(a0, a1, a2, a3)
+    total: float = _total(a0, a1, a2, a3)
+    return total
 
 
 @compiled(_ROW)
@@ -475,7 +504,8 @@ def _q5_k_row(w: int, columns: int, x: int) -> float:
         a3 = _add_group(a3, q, _lane(s, 7), _lane(s, 7), _lane(m, 7), x + 896)
         w += 176
         x += 1024
-    return _total(a0, a1, a2, a3)
+    total: float = _total(a0, a1, a2, a3)
+    return total
 
 
 @compiled(_ROW)
@@ -498,7 +528,8 @@ def _q6_k_row(w: int, columns: int, x: int) -> float:
             a3 = _add_group(a3, q, d * _scale(s + 6), d * _scale(s + 7), none, y + 384)
         w += 210
         x += 1024
-    return _total(a0, a1, a2, a3)
+    total: float = _total(a0, a1, a2, a3)
+    return total
 
 
 # -- one row, activations rounded to int8 (q8_k) -----------------------------------------------
@@ -525,7 +556,8 @@ def _q4_k_rounded_row(w: int, columns: int, x: int, d: int, sums: int) -> float:
         x += 256
         d += 4
         sums += 32
-    return _total(a0, a1, _zeros(), _zeros())
+    total: float = _total(a0, a1, _zeros(), _zeros())
+    return total
 
 
 @compiled(_ROUNDED_ROW)
@@ -545,7 +577,8 @@ def _q5_k_rounded_row(w: int, columns: int, x: int, d: int, sums: int) -> float:
         x += 256
         d += 4
         sums += 32
-    return _total(a0, a1, _zeros(), _zeros())
+    total: float = _total(a0, a1, _zeros(), _zeros())
+    return total
 
 
 @compiled(_ROUNDED_ROW)
@@ -569,12 +602,13 @@ def _q6_k_rounded_row(w: int, columns: int, x: int, d: int, _sums: int) -> float
         w += 210
         x += 256
         d += 4
-    return _total(a0, _zeros(), _zeros(), _zeros())
+    total: float = _total(a0, _zeros(), _zeros(), _zeros())
+    return total
 
 
 # -- batches -----------------------------------------------------------------------------------
 
-# What reads a row, by format and activations; the codes that ``_rows`` knows.
+# What reads a row, by format and activations; the codes that ``rows_in_turn`` knows.
 F32, F16, BF16, Q8_0, Q4_K, Q5_K, Q6_K, Q4_K_ROUNDED, Q5_K_ROUNDED, Q6_K_ROUNDED = range(10)
 
 # Columns of a batch's table, int64 [products, 7], one product a line: what reads a row; address of
@@ -586,7 +620,7 @@ _BATCH = "int64[:, ::1], float32[::1], int8[::1], float32[::1], int32[::1], floa
 
 
 @compiled(f"void({_BATCH}, int64, int64)")
-def _rows(
+def rows_in_turn(
     batch: NDArray[np.int64],
     x: NDArray[np.float32],
     rounded: NDArray[np.int8],
@@ -628,7 +662,7 @@ def _rows(
             elif code == BF16:
                 y = _bf16_row(w, columns, values)
             else:
-                y = np.float32(np.nan)
+                y = np.nan
             out[batch[product, OUTPUT] + row] = y
         before += rows
 
@@ -646,7 +680,7 @@ def rows_in_parallel(
 ) -> None:
     """Compute a whole batch of ``rows`` rows in ``pieces`` equal parts at a time."""
     for piece in numba.prange(pieces):
-        _rows(
+        rows_in_turn(
             batch,
             x,
             rounded,
@@ -656,6 +690,3 @@ def rows_in_parallel(
             rows * piece // pieces,
             rows * (piece + 1) // pieces,
         )
-
-
-rows_in_turn = _rows

@@ -176,6 +176,11 @@ def _run(
         matvec.rows_in_parallel(*operands, rows, threads)
 
 
+def most_threads() -> int:
+    """Threads that numba started with (``NUMBA_NUM_THREADS``), which is the most it can use."""
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+
+
 def default_threads() -> int:
     """Threads that numba has, but no more than the cgroup's CPU quota pays for."""
     return max(1, min(numba.get_num_threads(), _quota(Path("/sys/fs/cgroup/cpu.max"))))

@@ -1,0 +1,168 @@
+"""The commands as a user meets them: exit status, one line for bad input, the JSON promised."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from harness.cli import main
+from harness.model.embedded import path as embedded_path
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def run_json(capsys, *arguments):
+    status = run(*arguments, "--json", "-")
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_tensors_of_the_embedded_model_by_default(capsys):
+    status, data = run_json(capsys, "tensors")
+    assert status == 0
+    assert data["schema"] == "moe-harness/tensors/1"
+    assert data["bytes"] < embedded_path().stat().st_size
+    assert {t["type"] for t in data["tensors"]} == {"F32", "Q4_K", "Q6_K"}
+
+
+def test_tensors_of_one_layer(capsys):
+    assert run("tensors", "--layer", 1) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 13
+    assert all(line.startswith("blk.1.") for line in lines[:-1])
+
+
+def test_synth_writes_what_tensors_reads(tmp_path, capsys):
+    out = tmp_path / "tiny.gguf"
+    status, data = run_json(capsys, "synth", "tiny", out)
+    assert status == 0
+    assert data["bytes"] == out.stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+    status, listed = run_json(capsys, "tensors", out)
+    assert listed["fingerprint"] == data["fingerprint"]
+
+
+def test_decode_prints_text_time_and_an_accepted_verdict(capsys):
+    assert run("decode", "--prompt", "def read(self", "--tokens", 12) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("def read(self")
+    assert "ms/token" in out
+    assert "verdict: ACCEPTED" in out
+
+
+def test_decode_json(capsys):
+    status, data = run_json(capsys, "decode", "--prompt", "1,2,3", "--tokens", 8)
+    assert status == 0
+    assert len(data["tokens"]) == 8
+    assert data["verdict"] == {"accepted": True, "reasons": []}
+    assert data["ms_per_token"]["median"] > 0
+    assert data["tokens_per_second"] == pytest.approx(1000 / data["ms_per_token"]["median"])
+    assert data["memory"]["peak_bytes"] > 0
+    assert data["energy_joules_per_token"] is None
+    assert data["bytes_per_token"] > 0
+    assert data["ran"]["backend"] == "cpu"
+
+
+def test_parity_table_and_json(capsys):
+    assert run("parity", "--prompt", "1,2,3,4") == 0
+    out = capsys.readouterr().out
+    assert "verdict: ACCEPTED" in out
+    status, data = run_json(capsys, "parity", "--prompt", "1,2,3,4", "--layers", "2..4")
+    assert status == 0
+    assert [line["layer"] for line in data["layers"]] == [2, 3]
+
+
+def test_parity_against_another_activation_format_is_rejected_with_status_1(capsys):
+    status, data = run_json(capsys, "parity", "--prompt", "1,2,3,4", "--against", "cpu:q8_k")
+    assert status == 1
+    assert not data["verdict"]["accepted"]
+    assert data["verdict"]["reasons"]
+
+
+def test_dump_and_diff(tmp_path, capsys):
+    dump = tmp_path / "dump"
+    assert (
+        run("parity", "--prompt", "1,2,3,4", "--dump", dump, "--stages", "moe_ffn_out,lm_head") == 0
+    )
+    assert (dump / "candidate" / "layer-0" / "moe_ffn_out.bin").is_file()
+    assert (dump / "reference" / "lm_head.bin").is_file()
+    capsys.readouterr()
+    status, data = run_json(capsys, "diff", dump / "candidate", dump / "reference")
+    assert status == 0
+    assert data["accepted"]
+    target = dump / "candidate" / "lm_head.bin"
+    raw = bytearray(target.read_bytes())
+    raw[12:16] = b"\x00\x00\xc0\x7f"  # NaN
+    target.write_bytes(raw)
+    assert run("diff", dump / "candidate", dump / "reference") == 1
+
+
+BAD = {
+    "no such model": ["decode", "nowhere.gguf"],
+    "a folder": ["tensors", "."],
+    "unknown backend": ["decode", "--backend", "abacus"],
+    "no cuda here": ["decode", "--backend", "cuda"],
+    "unknown numerics": ["decode", "--numerics", "f8"],
+    "id outside the vocabulary": ["decode", "--prompt", "1,99999999"],
+    "negative id": ["decode", "--prompt=-5"],
+    "empty prompt": ["decode", "--prompt", ""],
+    "unknown stage": ["parity", "--stages", "attn_nrom", "--dump", "x"],
+    "empty stage": ["parity", "--stages", "lm_head,,", "--dump", "x"],
+    "backward layers": ["parity", "--layers", "4..2"],
+    "layers beyond the last": ["parity", "--layers", "0..999"],
+    "layer beyond the last": ["tensors", "--layer", "999"],
+    "unknown reference": ["parity", "--against", "gpu"],
+    "unknown mode": ["parity", "--mode", "loose"],
+    "depth beyond the context": ["decode", "--depth", "1000000"],
+    "diff of nothing": ["diff", "nowhere", "nowhere"],
+    "unknown preset": ["synth", "enormous", "x.gguf"],
+    "unwritable synth": ["synth", "tiny", "/proc/nowhere/x.gguf"],
+    "unwritable json": ["tensors", "--json", "/proc/nowhere/x.json"],
+    "unwritable dump": ["parity", "--prompt", "1,2", "--dump", "/proc/nowhere"],
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(case, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*BAD[case]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("moe-harness: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in captured.err
+    assert "verdict" not in captured.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_prompt_without_a_tokenizer_is_refused(tiny_path, capsys):
+    assert run("decode", tiny_path, "--prompt", "hello") == 2
+    assert "tokenizer" in capsys.readouterr().err
+
+
+def test_doctor_and_version(capsys):
+    assert run("doctor") == 0
+    assert "torch" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        run("--version")
+    assert stop.value.code == 0
+
+
+def test_machine_writes_asvs_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    status, data = run_json(capsys, "machine")
+    assert status == 0
+    written = json.loads((tmp_path / ".asv-machine.json").read_text())
+    assert data["machine"] in written
+
+
+def test_no_gpu_package_is_imported_on_the_way_in():
+    code = (
+        "import sys, harness.cli, harness.suite, harness.guard, harness.meter, kernels;"
+        "print([m for m in ('pycuda', 'pynvml', 'cuda') if m in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
