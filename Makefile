@@ -24,10 +24,10 @@ COMMIT = $$(git rev-parse HEAD)
 	touch $@
 
 # asv's exit status is kept: a rejected guard fails the run, and the site is published all the same.
+MACHINE = $$($(BIN)/moe-harness machine --name)
 bench: .venv/installed
-	$(BIN)/moe-harness machine
 	status=0; \
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/asv run --python=same --set-commit-hash $(COMMIT) \
+	$(BIN)/asv run --machine "$(MACHINE)" --python=same --set-commit-hash $(COMMIT) \
 	  --show-stderr || status=$$?; \
 	$(BIN)/asv publish || exit $$?; \
 	echo "site: $(CURDIR)/.asv/html/index.html"; \
@@ -44,8 +44,7 @@ lint: .venv/installed
 # The last N commits, each in a virtualenv of asv's own.
 N ?= 3
 history: .venv/installed
-	$(BIN)/moe-harness machine
-	$(BIN)/asv run HEAD~$(N)..HEAD
+	$(BIN)/asv run --machine "$(MACHINE)" HEAD~$(N)..HEAD
 	$(BIN)/asv publish
 
 clean:

@@ -223,6 +223,9 @@ def _machine(arguments: argparse.Namespace) -> int:
 
     identity = machine_identity()
     path = write_asv_machine()
+    if arguments.name:
+        print(identity["machine"])
+        return _ACCEPTED
     _emit(
         arguments,
         {"schema": "moe-harness/machine/1", **identity, "written": str(path)},
@@ -373,6 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     faults = command("faults", _faults, "plant every fault and count those rejected")
     decoder_arguments(faults)
 
-    command("machine", _machine, "identify this machine to asv")
+    machine = command("machine", _machine, "identify this machine to asv")
+    machine.add_argument("--name", action="store_true", help="print its name alone, for asv")
     command("doctor", _doctor, "what is here, what is missing, and what that disables")
     return parser

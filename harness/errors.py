@@ -16,8 +16,13 @@ class HardwareAbsent(BadInput):
 
 
 class Rejected(Exception):  # noqa: N818 - the guard's word
-    """A guard refused: exit status 1. ``reasons`` holds one line for each."""
+    """A guard refused: exit status 1.
 
-    def __init__(self, reasons: list[str]) -> None:
+    ``reasons`` holds one line for each; ``evidence``, where there is some, is what was seen, as
+    plain data for the sidecar.
+    """
+
+    def __init__(self, reasons: list[str], evidence: dict[str, object] | None = None) -> None:
         super().__init__("; ".join(reasons))
         self.reasons = reasons
+        self.evidence = evidence

@@ -1,4 +1,4 @@
-"""Where candidate, oracle, guard and meter come together: for the commands and the benchmarks."""
+"""Where candidate, oracle, guard and meter come together: for commands and benchmarks alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from harness.errors import BadInput
 from harness.guard import guard
 from harness.guard.drift import Drift, measure_drift
 from harness.guard.peer import PeerReference
+from harness.guard.product import Product, guard_products
 from harness.meter.decode import DecodeMeasurement, Workload, measure_decode
+from harness.meter.kernel import KernelMeasurement, measure_kernel
 from harness.numerics import find_numerics
 from harness.reference import Oracle
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from harness.decoder import Decoder
     from harness.guard import Evidence
+    from harness.guard.product import ProductEvidence
     from harness.meter.stopping import StoppingRule
     from harness.model import Model
 
@@ -65,6 +68,51 @@ def open_pair(
         model, backend="cpu", numerics=against.removeprefix("cpu:"), capacity=capacity
     )
     return candidate, PeerReference(peer, capacity)
+
+
+def parity(
+    model: Model, ids: Sequence[int], *, backend: str, numerics: str, plant: str | None = None
+) -> Evidence:
+    """Hold a decoder against the oracle on a prompt, free-running and teacher-forced."""
+    candidate = open_candidate(
+        model,
+        backend=backend,
+        numerics=numerics,
+        device=0,
+        capacity=len(ids),
+        plant=plant,
+    )
+    try:
+        return guard(candidate, open_oracle(model, numerics, len(ids)), ids)
+    finally:
+        candidate.close()
+
+
+def guarded_kernel(
+    model: Model, family: str, numerics: str, rule: StoppingRule | None = None
+) -> KernelMeasurement:
+    """Time one family of the CPU decoder's products, held against float64.
+
+    Raises
+    ------
+    Rejected
+        By the guard, or because a timed launch was not the guarded one.
+
+    """
+    from harness.backends.cpu.kernels import ProductKernel  # noqa: PLC0415 - it compiles
+
+    kernel = ProductKernel(model, family, find_numerics(numerics))
+
+    def check(_kernel: object) -> ProductEvidence:
+        pairs = [
+            (result, Product(*operand))
+            for copy in range(kernel.distinct)
+            for result, operand in zip(kernel.results(copy), kernel.operands[copy], strict=True)
+        ]
+        results, products = zip(*pairs, strict=True)
+        return guard_products(family, kernel.numerics, results, products, kernel.ran())
+
+    return measure_kernel(kernel, check, rule=rule)
 
 
 def activation_drift(candidate: Decoder, ids: Sequence[int]) -> Drift:

@@ -160,11 +160,24 @@ def _middle(model: Model) -> int:
     return model.config.layers // 2
 
 
-def _first_of(model: Model, formats: dict[str, slice]) -> Tensor | None:
-    """Find a tensor of the middle layer whose format is one of ``formats``."""
-    layer = _middle(model)
-    tensors = (model.layer(layer, short) for short in _LAYER_TENSORS)
-    return next((tensor for tensor in tensors if tensor.format.name in formats), None)
+def _with_nibbles(model: Model) -> Tensor | None:
+    """Find a tensor of the middle layer that has nibbles."""
+    return next((t for t in _middle_tensors(model) if t.format.name in _NIBBLES), None)
+
+
+def _with_scales(model: Model) -> Tensor | None:
+    """Find a tensor of the middle layer whose blocks do not all have the same scales."""
+    for tensor in _middle_tensors(model):
+        where = _SCALES.get(tensor.format.name)
+        if where is not None:
+            scales = tensor.blocks.reshape(-1, tensor.format.block_bytes)[:, where]
+            if (scales != scales[0]).any():
+                return tensor
+    return None
+
+
+def _middle_tensors(model: Model) -> list[Tensor]:
+    return [model.layer(_middle(model), short) for short in _LAYER_TENSORS]
 
 
 def _zeroed_row(model: Model) -> dict[str, NDArray[np.uint8]]:
@@ -177,7 +190,10 @@ def _zeroed_row(model: Model) -> dict[str, NDArray[np.uint8]]:
 
 def _wrong_nibbles(model: Model) -> dict[str, NDArray[np.uint8]]:
     """Read the high nibble plane where the low one belongs, and the other way round."""
-    tensor, where = _quantised(model, _NIBBLES)
+    tensor = _with_nibbles(model)
+    if tensor is None:
+        raise KeyError(_no_nibbles(model))
+    where = _NIBBLES[tensor.format.name]
     blocks = tensor.blocks.copy().reshape(-1, tensor.format.block_bytes)
     blocks[:, where] = (blocks[:, where] >> 4) | (blocks[:, where] << 4)
     return {tensor.name: blocks.reshape(tensor.blocks.shape)}
@@ -185,29 +201,28 @@ def _wrong_nibbles(model: Model) -> dict[str, NDArray[np.uint8]]:
 
 def _neighbours_scale(model: Model) -> dict[str, NDArray[np.uint8]]:
     """Read every block's scales out of the block behind it."""
-    tensor, where = _quantised(model, _SCALES)
+    tensor = _with_scales(model)
+    if tensor is None:
+        raise KeyError(_no_scales(model))
+    where = _SCALES[tensor.format.name]
     blocks = tensor.blocks.copy().reshape(-1, tensor.format.block_bytes)
     blocks[:, where] = np.roll(blocks[:, where], -1, axis=0)
     return {tensor.name: blocks.reshape(tensor.blocks.shape)}
 
 
-def _quantised(model: Model, formats: dict[str, slice]) -> tuple[Tensor, slice]:
-    tensor = _first_of(model, formats)
-    if tensor is None:
-        raise KeyError(f"no tensor of the middle layer is one of {', '.join(formats)}")
-    return tensor, formats[tensor.format.name]
-
-
-def _needs(formats: dict[str, slice]) -> Callable[[Model], str | None]:
-    def why_not(model: Model) -> str | None:
-        if _first_of(model, formats) is None:
-            return f"no tensor of the middle layer is one of {', '.join(formats)}"
-        return None
-
-    return why_not
-
-
 # -- where a fault does not exist --------------------------------------------------------------
+
+
+def _no_nibbles(model: Model) -> str | None:
+    if _with_nibbles(model) is None:
+        return f"no tensor of the middle layer is one of {', '.join(_NIBBLES)}"
+    return None
+
+
+def _no_scales(model: Model) -> str | None:
+    if _with_scales(model) is None:
+        return "no tensor of the middle layer has blocks of different scales"
+    return None
 
 
 def _top_1(model: Model) -> str | None:
@@ -242,13 +257,13 @@ FAULTS = (
         "wrong_nibble_plane",
         "nibble planes swapped",
         blocks=_wrong_nibbles,
-        why_not=_needs(_NIBBLES),
+        why_not=_no_nibbles,
     ),
     Fault(
         "neighbours_scale",
         "scales of the block behind",
         blocks=_neighbours_scale,
-        why_not=_needs(_SCALES),
+        why_not=_no_scales,
     ),
     Fault("stale_kv", "one cache position is not written", "stale_kv"),
     Fault("rope_q_off_by_one", "Q is rotated for the next position", "rope_q_off_by_one"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from harness import __version__
+from harness.settings import settings
 
 _HERE = Path(__file__).parent
 
@@ -18,13 +22,27 @@ class Commit:
 
 
 def this_commit() -> Commit:
-    """Read the commit of the checkout that this package runs from."""
+    """Read the commit that asv installed, or else that of the checkout this package runs from."""
+    installed = settings().commit
+    if installed is not None:
+        return Commit(installed, dirty=False)
     head = _git("rev-parse", "HEAD")
     if head is None:
         return Commit("unknown", None)
     # Results and evidence are written while measuring: they do not change what is measured.
     status = _git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
     return Commit(head, None if status is None else bool(status))
+
+
+def provenance() -> dict[str, object]:
+    """Say which commit was measured, and when."""
+    commit = this_commit()
+    return {
+        "commit": commit.hash,
+        "dirty": commit.dirty,
+        "version": __version__,
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _git(*arguments: str) -> str | None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
-from harness import __version__
 from harness.errors import Rejected
 from harness.meter.bandwidth import cpu_read_bandwidth
-from harness.meter.commit import this_commit
+from harness.meter.commit import provenance
 from harness.meter.lock import measuring
 from harness.meter.measurement import Evidence, Measurement
 from harness.meter.memory import PeakMemory, ProcessPeak
@@ -126,7 +124,7 @@ def measure_decode(
         ids = [*workload.prompt, *tokens]
         evidence = check(decoder, ids, cache)
         if not evidence.verdict.accepted:
-            raise Rejected(list(evidence.verdict.reasons))
+            raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
         timed = _Timed(decoder, workload, cache, tokens, evidence.candidate_logits)
         timed.one_pass()  # warm-up: its samples are not kept, its logits are checked
         peak = ProcessPeak()
@@ -137,7 +135,6 @@ def measure_decode(
             samples += timed.one_pass()
             reason = rule.ends(samples, time.monotonic() - start)
         memory = peak.read()
-    commit = this_commit()
     return DecodeMeasurement(
         time=Measurement.accept(samples, "ms/token", evidence),
         workload=workload,
@@ -151,10 +148,7 @@ def measure_decode(
             "model": decoder.model.name,
             "model_fingerprint": decoder.model.fingerprint,
             "numerics": decoder.numerics.name,
-            "commit": commit.hash,
-            "dirty": commit.dirty,
-            "version": __version__,
-            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            **provenance(),
         },
     )
 

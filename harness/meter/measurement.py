@@ -63,7 +63,9 @@ class Measurement:
 
         """
         if evidence.verdict.accepted is not True:
-            raise Rejected(list(evidence.verdict.reasons) or ["rejected without a reason"])
+            raise Rejected(
+                list(evidence.verdict.reasons) or ["rejected without a reason"], evidence.to_json()
+            )
         statistics.median(samples)  # refuses what is no sample
         return cls(tuple(float(sample) for sample in samples), unit, evidence, _ACCEPTED)
 

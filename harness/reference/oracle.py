@@ -19,6 +19,7 @@ import torch
 
 from harness.errors import BadInput, HardwareAbsent
 from harness.reference.dequant import dequantise
+from harness.reference.product import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from harness.stages import Capture
 
 ACTIVATIONS = ("f32", "q8_k")  # "f32": not rounded at all here
-_Q8_K_GROUP = 256
-_Q8_K_MOST = 127
 
 # Dequantised weights that are kept, in values: all of a small model, none of a large one.
 _KEPT_VALUES = {"cpu": 64 << 20, "cuda": 1 << 30}
@@ -286,13 +285,7 @@ class Oracle:
         return torch.cat(pieces)
 
     def _rounded(self, x: torch.Tensor, tensor: Tensor) -> torch.Tensor:
-        """Round activations as the format does before a product with ``tensor``."""
-        if self.activation == "f32" or not tensor.format.is_k_quant:
-            return x
-        groups = x.view(-1, _Q8_K_GROUP)
-        scale = groups.abs().amax(-1, keepdim=True) / _Q8_K_MOST
-        quants = torch.round(groups / torch.where(scale > 0, scale, 1.0))
-        return (quants * scale).view(-1)
+        return rounded(x, tensor.format, self.activation)
 
     def _raw(self, tensor: Tensor) -> torch.Tensor:
         """Return the tensor's bytes on the device (uploaded once; a view of the map on CPU)."""

@@ -37,8 +37,7 @@ def test_embedded_model(numerics):
     proof = proof_on(open_model(embedded_path()), numerics)
     assert proof.holds, proof.to_json()
     assert not proof.inapplicable
-    if numerics == "f32":
-        assert not proof.invisible
+    assert not proof.invisible
 
 
 @pytest.mark.parametrize("numerics", NUMERICS)
@@ -47,6 +46,7 @@ def test_odd_shapes(odd_shapes, numerics):
         proof = proof_on(open_model(path), numerics)
         assert proof.holds, proof.to_json()
         assert proof.inapplicable
+        assert not proof.invisible
 
 
 def test_every_plant_of_the_backend_is_a_fault_and_the_other_way_round():

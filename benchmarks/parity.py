@@ -1,0 +1,34 @@
+"""How far a decoder is from the float64 oracle: lower is nearer."""
+
+from harness import tracking
+
+
+class EmbeddedParity:
+    """The CPU decoder on text that the embedded model never saw."""
+
+    params = ["f32", "q8_k"]
+    param_names = ["numerics"]
+    timeout = 600
+
+    def setup_cache(self):
+        return tracking.embedded_parity("parity.EmbeddedParity", self.params)
+
+    def setup(self, outcomes, numerics):
+        outcomes[numerics].require()
+
+    def track_distance(self, outcomes, numerics):
+        return outcomes[numerics].figures["distance"]
+
+    def track_cosine_loss(self, outcomes, numerics):
+        return outcomes[numerics].figures["cosine_loss"]
+
+    def track_experts_swapped(self, outcomes, numerics):
+        return outcomes[numerics].figures["experts_swapped"]
+
+    def track_argmaxes_changed(self, outcomes, numerics):
+        return outcomes[numerics].figures["argmaxes_changed"]
+
+    track_distance.unit = "of the limit"
+    track_cosine_loss.unit = "1 - worst cosine"
+    track_experts_swapped.unit = "layer-positions"
+    track_argmaxes_changed.unit = "positions"

@@ -1,0 +1,44 @@
+"""Every environment variable that is read, in one place: for what no command line can carry.
+
+asv starts the benchmarks, so a benchmark's options can only come from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says.
+
+    Attributes
+    ----------
+    model
+        ``MOE_HARNESS_MODEL``: the GGUF that ``decode.Qwen3MoeDecode`` decodes.
+    plant
+        ``MOE_HARNESS_PLANT``: a fault to plant in every benchmarked decoder, to see it rejected.
+    results
+        ``MOE_HARNESS_RESULTS``: where evidence goes; asv's results folder unless given.
+    commit
+        ``ASV_COMMIT``: what asv installed, None where it measures the checkout.
+
+    """
+
+    model: Path | None
+    plant: str | None
+    results: Path
+    commit: str | None
+
+
+def settings() -> Settings:
+    """Read the environment as it is now."""
+    model, results = os.environ.get("MOE_HARNESS_MODEL"), os.environ.get("MOE_HARNESS_RESULTS")
+    return Settings(
+        model=Path(model) if model else None,
+        plant=os.environ.get("MOE_HARNESS_PLANT") or None,
+        results=Path(results) if results else Path(os.environ.get("ASV_CONF_DIR", "")) / "results",
+        commit=os.environ.get("ASV_COMMIT") or None,
+    )
