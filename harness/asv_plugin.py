@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import site
 import sys
+from pathlib import Path
 
 _VARIABLE = "ASV_PYTHONPATH"
 
@@ -22,11 +23,11 @@ def share_packages() -> None:
     never shadows the commit that is measured.
     """
     folders = {*site.getsitepackages(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
-    here = os.path.realpath(os.curdir)
+    here = Path.cwd().resolve()
     shared = [
         path
         for path in sys.path
-        if path in folders and path and os.path.isdir(path) and os.path.realpath(path) != here
+        if path in folders and Path(path).is_dir() and Path(path).resolve() != here
     ]
     os.environ.setdefault(_VARIABLE, os.pathsep.join(dict.fromkeys(shared)))
 

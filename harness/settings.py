@@ -33,12 +33,23 @@ class Settings:
     commit: str | None
 
 
+_CHECKOUT = Path(__file__).parents[1]
+
+
 def settings() -> Settings:
     """Read the environment as it is now."""
     model, results = os.environ.get("MOE_HARNESS_MODEL"), os.environ.get("MOE_HARNESS_RESULTS")
     return Settings(
         model=Path(model) if model else None,
         plant=os.environ.get("MOE_HARNESS_PLANT") or None,
-        results=Path(results) if results else Path(os.environ.get("ASV_CONF_DIR", "")) / "results",
+        results=Path(results) if results else _asv_folder() / "results",
         commit=os.environ.get("ASV_COMMIT") or None,
     )
+
+
+def _asv_folder() -> Path:
+    """Where ``asv.conf.json`` lies: asv says so, but not where it measures the checkout itself."""
+    told = os.environ.get("ASV_CONF_DIR")
+    if told:
+        return Path(told)
+    return _CHECKOUT if (_CHECKOUT / "asv.conf.json").is_file() else Path.cwd()

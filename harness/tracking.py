@@ -14,6 +14,7 @@ from harness.errors import HardwareAbsent, Rejected
 from harness.meter.commit import this_commit
 from harness.meter.identity import machine_identity
 from harness.meter.sidecar import write_sidecar
+from harness.meter.stopping import StoppingRule
 from harness.model import open_model
 from harness.model.embedded import heldout
 from harness.model.embedded import path as embedded_path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _TOKENS = 32
 _PARITY_POSITIONS = 64
 _KEPT_SAMPLES = 200
+_KERNEL_SECONDS = 4.0  # of noise at most, for each of many kernels
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def cpu_products(
 
     def one(family: str, name: str) -> Outcome:
         def run() -> tuple[dict[str, Figure], dict[str, Any]]:
-            measured = guarded_kernel(model, family, name)
+            measured = guarded_kernel(model, family, name, StoppingRule(time_out=_KERNEL_SECONDS))
             figures: dict[str, Figure] = {
                 "microseconds": _samples(measured.time.samples),
                 "gigabytes_per_second": measured.bytes_per_second / 1e9,

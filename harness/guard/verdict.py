@@ -97,13 +97,14 @@ def _choices(name: str, seen: PassEvidence, tolerance: Tolerance) -> Iterator[Fi
         )
     ties = len(seen.swaps) - len(faults)
     yield Finding(f"{name} routing ties", ties, _allowed(tolerance, seen.moe_cosine.size))
-    for position, took, best, margin, bound in seen.argmax_margins:
-        if margin > bound:
-            yield Finding(
-                f"{name} argmax at position {position} is {took}, the oracle's is {best}: margin",
-                margin,
-                bound,
-            )
+    wrong = [entry for entry in seen.argmax_margins if not entry[3] <= entry[4]]
+    for position, took, best, margin, bound in sorted(wrong, key=lambda entry: -entry[3])[:3]:
+        yield Finding(
+            f"{name} argmax at position {position} is {took}, the oracle's is {best} "
+            f"({len(wrong)} such): margin",
+            margin,
+            bound,
+        )
     positions = len(seen.logits_rel_l2)
     yield Finding(f"{name} argmax ties", seen.argmax_ties, _allowed(tolerance, positions))
 
