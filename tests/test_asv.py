@@ -1,0 +1,90 @@
+"""Real asv: a rejected guard fails its benchmark, keeps its reasons, and the site publishes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.guard.faults import FAULTS
+from harness.meter.identity import machine_identity, write_asv_machine
+
+ROOT = Path(__file__).parents[1]
+PLANT = "swap_two_weights"
+
+
+def commit():
+    answer = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    if answer.returncode:
+        pytest.skip("asv needs a git checkout")
+    return answer.stdout.strip()
+
+
+def asv(folder, *arguments, **variables):
+    environment = {**os.environ, "HOME": str(folder), **variables}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(
+        [sys.executable, "-m", "asv", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_planted_fault_leaves_a_hole_with_its_reasons(tmp_path):
+    assert PLANT in {fault.plant for fault in FAULTS}
+    head = commit()
+    lines = (ROOT / "asv.conf.json").read_text().splitlines()
+    conf = json.loads("\n".join(line for line in lines if not line.strip().startswith("//")))
+    conf |= {
+        "repo": str(ROOT),
+        "benchmark_dir": str(ROOT / "benchmarks"),
+        "branches": [head],
+        "plugins": [],
+    }
+    (tmp_path / "asv.conf.json").write_text(json.dumps(conf))
+    write_asv_machine(tmp_path / ".asv-machine.json")
+    machine = machine_identity()["machine"]
+    results = tmp_path / "results"
+    ran = asv(
+        tmp_path,
+        "run",
+        "--machine",
+        machine,
+        "--python=same",
+        "--set-commit-hash",
+        head,
+        "--bench",
+        "EmbeddedDecode",
+        MOE_HARNESS_PLANT=PLANT,
+        MOE_HARNESS_RESULTS=str(results),
+    )
+    assert ran.returncode not in (0, 1), ran.stdout + ran.stderr
+    stored = [
+        json.loads(path.read_text())
+        for path in (results / machine).glob("*.json")
+        if path.name != "machine.json"
+    ]
+    assert len(stored) == 1
+    for name, result in stored[0]["results"].items():
+        assert name.startswith("decode.EmbeddedDecode.track_")
+        assert result[0] in (None, [None, None])
+    sidecars = sorted((results / machine / "evidence").iterdir())
+    assert len(sidecars) == 2
+    for path in sidecars:
+        assert path.suffix == ".evidence"
+        data = json.loads(path.read_text())
+        assert data["planted"] == PLANT
+        assert not data["verdict"]["accepted"]
+        assert data["verdict"]["reasons"]
+        assert data["evidence"]["layers"]
+    published = asv(tmp_path, "publish")
+    assert published.returncode == 0, published.stdout + published.stderr
+    assert (tmp_path / ".asv" / "html" / "index.html").is_file()
