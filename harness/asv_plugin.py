@@ -2,8 +2,11 @@
 
 Torch, numba and PyCUDA take minutes to install and gigabytes to keep, need a network, and are not
 what changes from commit to commit. Each of asv's environments holds this project alone; the rest
-comes from here, and so all commits are measured with the same packages. ``ASV_PYTHONPATH`` wins
-where it is already set.
+comes from here, and so all commits are measured with the same packages.
+
+asv loads this as a plugin, which notes where the packages are; asv's build and install commands
+run it as a script, which writes that into the new environment as a ``.pth`` file. (asv 0.6.6 takes
+``ASV_PYTHONPATH``, but its benchmark process strips those folders again.)
 """
 
 from __future__ import annotations
@@ -11,15 +14,16 @@ from __future__ import annotations
 import os
 import site
 import sys
+import sysconfig
 from pathlib import Path
 
-_VARIABLE = "ASV_PYTHONPATH"
+_VARIABLE = "MOE_HARNESS_PACKAGES"  # passes from asv to the commands that it runs
 
 
-def share_packages() -> None:
-    """Set ``ASV_PYTHONPATH`` to the folders that this interpreter takes packages from.
+def note_packages() -> None:
+    """Note the folders that this interpreter takes packages from, unless they are noted.
 
-    Editable installs lie in ``.pth`` files, which a ``PYTHONPATH`` does not read: the checkout
+    Editable installs lie in ``.pth`` files, which a ``.pth`` file does not follow: the checkout
     never shadows the commit that is measured.
     """
     folders = {*site.getsitepackages(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)}
@@ -32,4 +36,14 @@ def share_packages() -> None:
     os.environ.setdefault(_VARIABLE, os.pathsep.join(dict.fromkeys(shared)))
 
 
-share_packages()
+def share_packages() -> None:
+    """Make the noted folders visible in the environment whose interpreter runs this."""
+    noted = os.environ.get(_VARIABLE, "").split(os.pathsep)
+    target = Path(sysconfig.get_path("purelib")) / "shared-packages.pth"
+    target.write_text("".join(f"{folder}\n" for folder in noted if folder), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    share_packages()
+else:
+    note_packages()
