@@ -19,6 +19,7 @@ CANONICAL = {
 }
 _IDS = re.compile(r"\s*-?\d+\s*(,\s*-?\d+\s*)*")
 _MOST_CHARACTERS = 1 << 20
+_MOST_DIGITS = 20  # of an id: no vocabulary needs them, and int() of many takes long or raises
 
 
 def parse_prompt(text: str, model: Model) -> list[int]:
@@ -27,8 +28,8 @@ def parse_prompt(text: str, model: Model) -> list[int]:
     Raises
     ------
     BadInput
-        For an empty or absurdly long prompt, an id outside the vocabulary, or text where the
-        model has no tokenizer.
+        For an empty prompt, one longer than the model's context, an id outside the vocabulary,
+        or text where the model has no tokenizer.
 
     """
     if not text:
@@ -40,17 +41,31 @@ def parse_prompt(text: str, model: Model) -> list[int]:
     if text in CANONICAL:
         ids = list(CANONICAL[text])
     elif _IDS.fullmatch(text):
-        # Longer digits than any vocabulary needs: int() of a million of them would take minutes.
-        ids = [int(item[:20]) for item in text.replace(" ", "").split(",")]
+        ids = [_id(item.strip(), text, model) for item in text.split(",")]
     else:
         ids = _tokenised(text, model)
     for token in ids:
         if not 0 <= token < model.config.vocab:
-            raise BadInput(
-                f"prompt {text[:40]!r}: token id {token} is outside the vocabulary, expected 0 to "
-                f"{model.config.vocab - 1}"
-            )
+            raise _outside(str(token), text, model)
+    if len(ids) > model.config.context_length:
+        raise BadInput(
+            f"the prompt has {len(ids)} tokens, but the model's context is "
+            f"{model.config.context_length}; give a shorter one"
+        )
     return ids
+
+
+def _id(item: str, text: str, model: Model) -> int:
+    if len(item) > _MOST_DIGITS:
+        raise _outside(f"{item[:_MOST_DIGITS]}...", text, model)
+    return int(item)
+
+
+def _outside(token: str, text: str, model: Model) -> BadInput:
+    return BadInput(
+        f"prompt {text[:40]!r}: token id {token} is outside the vocabulary, expected 0 to "
+        f"{model.config.vocab - 1}"
+    )
 
 
 def _tokenised(text: str, model: Model) -> list[int]:

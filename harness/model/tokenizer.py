@@ -117,9 +117,10 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``; control tokens written out (``<|endoftext|>``) are recognised."""
         try:
-            ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+            text.encode()
+        except UnicodeEncodeError:  # a command line's bytes that are no UTF-8
             raise BadInput("the text holds lone surrogates; expected valid Unicode") from None
+        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
         return ids if self._bos is None else [self._bos, *ids]
 
     def decode(self, ids: Iterable[int]) -> str:
