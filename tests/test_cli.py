@@ -1,11 +1,13 @@
 """The commands as a user meets them: exit status, one line for bad input, the JSON promised."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
 
 import pytest
 
+from harness import __version__
 from harness.cli import main
 from harness.model.embedded import path as embedded_path
 
@@ -147,6 +149,10 @@ def test_doctor_and_version(capsys):
     with pytest.raises(SystemExit) as stop:
         run("--version")
     assert stop.value.code == 0
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert __version__ == importlib.metadata.version("moe-harness")
 
 
 def test_machine_writes_asvs_file(capsys, tmp_path, monkeypatch):
