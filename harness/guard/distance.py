@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def finite_or_none(value: float) -> float | None:
+    """Make a float that JSON can carry: None in place of NaN and infinities."""
+    return float(value) if np.isfinite(value) else None
+
+
 def cosine(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cosine of each position, ``[positions]``; -1 where the candidate is not finite.
 

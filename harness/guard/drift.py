@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.guard.distance import cosine, rel_l2
+from harness.guard.distance import cosine, finite_or_none, rel_l2
 from harness.stages import Capture, Plan
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ class Drift:
     @property
     def attribution(self) -> str:
         """``activation format`` where that alone drifts as far, else ``unexplained``."""
-        explained = self.format_rel_l2 >= _EXPLAINED * self.candidate_rel_l2
+        explained = (
+            np.isfinite(self.candidate_rel_l2)
+            and self.format_rel_l2 >= _EXPLAINED * self.candidate_rel_l2
+        )
         return "activation format" if explained else "unexplained"
 
     def to_json(self) -> dict[str, object]:
@@ -49,10 +52,10 @@ class Drift:
             "against": "oracle",
             "candidate_worst_cosine": min(self.candidate_cosine),
             "candidate_cosine_by_layer": self.candidate_cosine,
-            "candidate_median_rel_l2": self.candidate_rel_l2,
+            "candidate_median_rel_l2": finite_or_none(self.candidate_rel_l2),
             "format_alone_worst_cosine": min(self.format_cosine),
             "format_alone_cosine_by_layer": self.format_cosine,
-            "format_alone_median_rel_l2": self.format_rel_l2,
+            "format_alone_median_rel_l2": finite_or_none(self.format_rel_l2),
             "attributed_to": self.attribution,
         }
 
@@ -64,9 +67,14 @@ def measure_drift(candidate: Decoder, rounding: Oracle, plain: Oracle, ids: Sequ
     medians: list[float] = []
     for run in runs[:2]:
         pairs = list(zip(run, runs[2], strict=True))
-        cosines.append([float(cosine(got, truth).min()) for got, truth in pairs])
+        cosines.append([_worst_cosine(got, truth) for got, truth in pairs])
         medians.append(float(np.median([rel_l2(got, truth) for got, truth in pairs])))
     return Drift(cosines[0], cosines[1], medians[0], medians[1])
+
+
+def _worst_cosine(got: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    """Of all positions; -1 where either side is not finite."""
+    return float(np.nan_to_num(cosine(got, truth), nan=-1.0).min())
 
 
 def _free_run(decoder: Decoder | Oracle, ids: Sequence[int]) -> list[NDArray[np.float64]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.guard.distance import finite_or_none
 from harness.guard.run import guard
 
 if TYPE_CHECKING:
@@ -81,14 +82,17 @@ class Proof:
             "planted": len(self.planted),
             "rejected": len(self.planted) - len(self.survivors) - len(self.invisible),
             "survivors": self.survivors,
-            "invisible": [list(item) for item in self.invisible],
+            "invisible": [
+                [name, finite_or_none(distance), finite_or_none(clean)]
+                for name, distance, clean in self.invisible
+            ],
             "inapplicable": [list(item) for item in self.inapplicable],
             "clean_runs": len(self.clean),
             "false_rejections": len(self.false_rejections),
             "false_rejection_reasons": self.false_rejections,
-            "worst_clean_distance": _finite(max(self.clean, default=float("nan"))),
+            "worst_clean_distance": finite_or_none(max(self.clean, default=float("nan"))),
             "faults": [
-                {"name": name, "distance": _finite(distance), "reason": reason}
+                {"name": name, "distance": finite_or_none(distance), "reason": reason}
                 for name, distance, reason in self.planted
             ],
         }
@@ -147,10 +151,6 @@ def seeded_prompts(vocab: int, count: int, length: int, seed: int = 0) -> list[l
 def _outcome(evidence: Evidence) -> str:
     word = "accepted" if evidence.verdict.accepted else "rejected"
     return f"{word}, distance {evidence.distance:.3g} ({evidence.worst.what})"
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 # -- faults in the bytes ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.guard.distance import rel_l2, worst_row
+from harness.guard.distance import finite_or_none, rel_l2, worst_row
 from harness.guard.evidence import Finding, Verdict
 from harness.reference.product import product
 
@@ -60,7 +60,7 @@ class ProductEvidence:
             "findings": [
                 {
                     "what": finding.what,
-                    "value": finding.value if np.isfinite(finding.value) else None,
+                    "value": finite_or_none(finding.value),
                     "limit": finding.limit,
                 }
                 for finding in self.findings

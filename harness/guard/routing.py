@@ -20,8 +20,9 @@ class Swap:
     """A layer and position where the candidate's expert set is not the oracle's.
 
     ``margin``: the highest oracle logit that the candidate dropped minus the lowest that it took
-    instead. ``bound``: what the numerics' rounding could explain. The margin is infinite where the
-    candidate's ids are no set of ``k`` experts at all.
+    instead. ``bound``: what the numerics' rounding could explain. The margin is infinite, and the
+    bound 0, where the candidate's ids are no set of ``k`` experts at all, or where the oracle's
+    logits are not finite and so prove nothing.
     """
 
     layer: int
@@ -69,14 +70,18 @@ def compare_sets(seen: Routing, ids: NDArray[np.generic], epsilon: float) -> Swa
     only_candidate, only_reference = sorted(taken - chosen), sorted(chosen - taken)
     dropped = max(only_reference, key=lambda expert: seen.logits[expert])
     took = min(only_candidate, key=lambda expert: seen.logits[expert])
+    margin = float(seen.logits[dropped] - seen.logits[took])
     apart = float(np.linalg.norm(seen.weights[dropped] - seen.weights[took]))
+    bound = epsilon * float(np.linalg.norm(seen.x)) * apart
+    if not (np.isfinite(margin) and np.isfinite(bound)):
+        margin, bound = np.inf, 0.0
     return Swap(
         seen.layer,
         seen.position,
         tuple(only_candidate),
         tuple(only_reference),
-        margin=float(seen.logits[dropped] - seen.logits[took]),
-        bound=epsilon * float(np.linalg.norm(seen.x)) * apart,
+        margin,
+        bound,
     )
 
 

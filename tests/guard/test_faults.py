@@ -1,5 +1,7 @@
 """Each tolerance rejects the faults that it ships with, on every shape it is proved for."""
 
+import json
+
 import pytest
 
 from harness.backends import PLANTS, open_decoder
@@ -60,3 +62,13 @@ def test_a_proof_of_nothing_does_not_hold():
     assert not Proof(planted=[("a", 0.5, "")], clean=[0.1], survivors=["a"]).holds
     assert not Proof(planted=[("a", 9.0, "")], clean=[2.0], false_rejections=["x"]).holds
     assert Proof(planted=[("a", 9.0, "")], clean=[0.1]).holds
+
+
+def test_an_invisible_fault_is_not_a_rejected_one_and_infinities_are_plain_data():
+    worst = float("inf")
+    proof = Proof(planted=[("a", 0.5, ""), ("b", worst, "")], clean=[0.1, worst])
+    proof.invisible.append(("a", 0.5, worst))
+    data = json.loads(json.dumps(proof.to_json(), allow_nan=False))
+    assert (data["planted"], data["rejected"]) == (2, 1)
+    assert data["invisible"] == [["a", 0.5, None]]
+    assert data["worst_clean_distance"] is None

@@ -67,6 +67,19 @@ def test_drift_that_the_format_does_not_explain_is_not_blamed_on_it(small_model,
     assert activation_drift(candidate, ids).attribution == "unexplained"
 
 
+def test_the_drift_of_weights_that_are_not_finite_is_unexplained_and_plain_data(small_model, ids):
+    norm = small_model.layer(1, "attn_norm")
+    raw = norm.blocks.copy()
+    raw.view(np.float32)[0] = np.inf
+    broken = small_model.replacing({norm.name: raw})
+    candidate = open_decoder(broken, backend="cpu", numerics="q8_k", capacity=POSITIONS)
+    drift = activation_drift(candidate, ids)
+    assert drift.attribution == "unexplained"
+    data = json.loads(json.dumps(drift.to_json(), allow_nan=False))
+    assert data["candidate_median_rel_l2"] is None
+    assert data["candidate_worst_cosine"] == -1
+
+
 def test_q8_k_free_running_alone_leaves_nothing_to_judge(small_model, ids):
     with pytest.raises(BadInput, match="judged teacher-forced only"):
         evidence_of(small_model, ids, "q8_k", mode="free")

@@ -49,6 +49,15 @@ def test_ids_that_are_no_expert_set_are_a_fault(ids):
     assert not compare_sets(routing(), np.array(ids), 1.0).is_tie
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_oracle_that_is_not_finite_proves_no_tie(bad):
+    logits = LOGITS.copy()
+    logits[4] = bad
+    swap = compare_sets(routing(logits), np.array([0, 1, 5]), 1e-6)
+    assert not swap.is_tie
+    assert (swap.margin, swap.bound) == (np.inf, 0.0) or np.isfinite(swap.margin)
+
+
 def test_top_k_of_all_experts_has_no_margin():
     assert compare_sets(routing(top_k=6), np.array([5, 4, 3, 2, 1, 0]), 1e-9) is None
 
