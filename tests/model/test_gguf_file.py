@@ -3,14 +3,12 @@
 import struct
 import tracemalloc
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import BadInput
 from harness.model import open_model
-from harness.model.embedded import path as embedded_path
 
 MOST_BYTES = 64 << 20
 HEADER = 24  # magic, version, tensors, keys
@@ -107,6 +105,20 @@ def test_a_tensor_is_missing(tmp_path, whole):
     assert "ffn_up_exps" in refused(tmp_path, raw)
 
 
+def test_a_tensor_is_misshapen(tmp_path, whole):
+    name = b"blk.1.attn_k.weight"
+    at = whole.index(name) + len(name) + 4
+    columns, rows = struct.unpack("<QQ", whole[at : at + 16])
+    for shape in ((columns, rows // 2), (columns // 2, rows)):
+        raw = whole[:at] + struct.pack("<QQ", *shape) + whole[at + 16 :]
+        if shape[0] % 256 == 0:
+            assert "attn_k.weight has shape" in refused(tmp_path, raw)
+        else:
+            assert "attn_k.weight has rows of" in refused(tmp_path, raw)
+    flat = whole[:at] + struct.pack("<QQ", columns * rows, 1) + whole[at + 16 :]
+    assert "config and weights disagree" in refused(tmp_path, flat)
+
+
 def test_offset_of_a_tensor(tmp_path, whole):
     name = b"blk.1.attn_q.weight"
     at = whole.index(name) + len(name) + 4 + 2 * 8 + 4
@@ -142,15 +154,3 @@ def test_any_change_of_the_header_opens_or_is_refused(tmp_path, whole, data):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < MOST_BYTES
-
-
-def test_the_embedded_model_is_what_its_card_says():
-    model = open_model(embedded_path())
-    c = model.config
-    assert (c.layers, c.experts, c.top_k) == (8, 16, 4)
-    assert embedded_path().stat().st_size <= 24 << 20
-    assert {t.format.name for t in model.tensors.values()} == {"F32", "Q4_K", "Q6_K"}
-    text = "def read(self, size=-1):\n    return [x ** 2 for x in range(10)]  # ünïcode\n"
-    ids = model.tokenizer.encode(text)
-    assert model.tokenizer.decode(ids) == text
-    assert np.array(ids).max() < c.vocab
