@@ -5,7 +5,8 @@ import pytest
 
 from harness.backends import open_decoder
 from harness.errors import BadInput
-from harness.stages import REQUIRED, Capture, Plan
+from harness.reference import Oracle
+from harness.stages import PER_LAYER, REQUIRED, WHOLE_MODEL, Capture, Plan
 from harness.stages.aprt import read_dump, write_dump
 from harness.stages.compare import compare
 
@@ -42,6 +43,81 @@ def test_a_dump_reads_back_and_equals_itself(dump):
     result = compare(stages, read_dump(dump))
     assert result.accepted
     assert all(np.asarray(values).size for values in stages.values())
+
+
+def test_every_stage_that_the_model_has_is_captured_and_is_the_oracles(tmp_path, small_model):
+    plan, ids = Plan.parse("all"), [3, 1, 4]
+    dumps = []
+    for decoder in (
+        open_decoder(small_model, backend="cpu", capacity=3),
+        Oracle(small_model, capacity=3),
+    ):
+        captures = [Capture(plan) for _ in ids]
+        for token, capture in zip(ids, captures, strict=True):
+            decoder.step(token, capture)
+        folder = tmp_path / type(decoder).__name__
+        write_dump(folder, captures, plan)
+        dumps.append(read_dump(folder))
+    layers = range(small_model.config.layers)
+    wanted = {(stage, layer) for stage in PER_LAYER for layer in layers} | {
+        (stage, None) for stage in WHOLE_MODEL
+    }
+    # This architecture has no bias: absent, not zero.
+    wanted -= {("qkv_bias", layer) for layer in layers}
+    assert set(dumps[0]) == set(dumps[1]) == wanted
+    result = compare(*dumps)
+    assert result.accepted, result.reasons
+
+
+def test_diff_sees_a_wrong_value_an_absent_stage_and_another_expert(dump):
+    good = read_dump(dump)
+    for key, change in (
+        (("ffn_silu", 2), lambda values: values * 1.001),
+        (("lm_head", None), lambda values: values[:-1]),
+        (("moe_router_indices", 1), lambda values: (values + 1) % 16),
+        (
+            ("final_norm", None),
+            lambda values: np.where(np.arange(values.size) == 5, np.nan, values),
+        ),
+    ):
+        for pair in (
+            (good, good | {key: change(good[key])}),
+            (good | {key: change(good[key])}, good),
+        ):
+            reasons = compare(*pair).reasons
+            assert len(reasons) == 1
+            assert key[0] in reasons[0]
+        without = {other: values for other, values in good.items() if other != key}
+        assert "absent in the second" in compare(good, without).reasons[0]
+    assert compare({}, {}).reasons == ["nothing was compared: the dumps share no stage"]
+
+
+def test_experts_in_another_order_are_the_same_set(dump, small_model):
+    good = read_dump(dump)
+    key = ("moe_router_indices", 0)
+    turned = good[key].reshape(-1, small_model.config.top_k)[:, ::-1].reshape(-1)
+    assert not np.array_equal(turned, good[key])
+    assert compare(good, good | {key: turned}).accepted
+
+
+def test_a_rerun_of_a_dump_is_byte_identical_and_replaces_the_former(tmp_path, small_model):
+    plan = Plan.parse("moe_router,lm_head")
+    files = []
+    for _ in range(2):
+        decoder = open_decoder(small_model, backend="cpu", capacity=1)
+        capture = Capture(plan)
+        decoder.step(7, capture)
+        write_dump(tmp_path / "d", [capture], plan)
+        files.append({path: path.read_bytes() for path in sorted(tmp_path.rglob("*.bin"))})
+    assert files[0] == files[1]
+    assert len(files[0]) == small_model.config.layers + 1
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadInput, match="other things than a dump"):
+        write_dump(tmp_path, [])
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_damaged_dump_is_bad_input(dump):
