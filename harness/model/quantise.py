@@ -5,6 +5,9 @@ those that ``gguf.quants.dequantize`` reads; the search for scales follows the i
 llama.cpp's ``make_qkx2_quants`` and ``make_qx_quants`` (``ggml/src/ggml-quants.c``): try a few
 grid widths, fit the scale by weighted least squares for each, keep the best. Everything is
 vectorised over all groups of a chunk of rows, so memory stays bounded.
+
+Relative RMS error on normal values, searched beside round-to-nearest (tests measure it again):
+Q4_K 0.0720 and 0.0785, Q6_K 0.0173 and 0.0193, Q8_0 0.0050 and 0.0054.
 """
 
 from __future__ import annotations
