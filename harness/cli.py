@@ -204,15 +204,17 @@ def _faults(arguments: argparse.Namespace) -> int:
             plant=plant,
         )
 
+    clean = candidate(model, None)
     proof = prove(
         model,
         candidate,
-        open_oracle(model, arguments.numerics, _FAULT_POSITIONS),
+        open_oracle(model, clean.numerics, _FAULT_POSITIONS, arguments.device),
         seeded_prompts(model.config.vocab, _CLEAN_RUNS, _FAULT_POSITIONS),
         progress=lambda line: print(line, file=sys.stderr),
     )
     data = proof.to_json()
-    data |= {"backend": arguments.backend, "numerics": arguments.numerics}
+    data |= {"backend": clean.backend, "numerics": clean.numerics.name, "ran": dict(clean.ran())}
+    clean.close()
     data["model"] = {"name": model.name, "fingerprint": model.fingerprint}
     _emit(arguments, data, fault_lines(proof))
     return _ACCEPTED if proof.holds else _REJECTED
@@ -343,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
         model_argument(sub)
         sub.add_argument("--backend", default="auto", help="auto, cpu or cuda")
         sub.add_argument("--device", type=_count, default=0, metavar="N", help="which GPU")
-        sub.add_argument("--numerics", default="f32", metavar="NAME", help="how it rounds")
+        sub.add_argument("--numerics", metavar="NAME", help="how it rounds (the backend's default)")
 
     synth = command("synth", _synth, "write a synthetic GGUF")
     synth.add_argument("preset", metavar="PRESET", help="tiny, qwen3-30b-a3b, ...")

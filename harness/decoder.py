@@ -5,6 +5,7 @@ The guard and the meter know decoders through this module only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -23,17 +24,24 @@ class Decoder(Protocol):
     """One backend holding one model, decoding one sequence at batch 1.
 
     A decoder owns a KV cache of ``capacity`` positions; ``position`` is the number filled.
+    ``device`` is the name of what computes, ``device_id`` tells it from its like: ``cpu``, or the
+    GPU's UUID. ``cache_bytes`` is the size of the KV cache.
     """
 
     model: Model
     numerics: Numerics
     backend: str
     device: str
+    device_id: str
+    cache_bytes: int
     capacity: int
     position: int
 
     def reset(self) -> None:
         """Forget the sequence: position 0. Old cache contents must not matter afterwards."""
+
+    def rewind(self, position: int) -> None:
+        """Go back to an earlier position; the cache before it stays as it is."""
 
     def step(
         self,
@@ -78,3 +86,33 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Free what the decoder holds; it is not used afterwards."""
+
+
+@dataclass(frozen=True)
+class TimedPass:
+    """One timed pass over a prompt and the tokens behind it.
+
+    Attributes
+    ----------
+    milliseconds
+        Of each token decoded, argmax included.
+    tokens
+        Argmax at the last position of the prompt, then at each token decoded: one more than
+        ``milliseconds``.
+    logits
+        Rows that the pass can show, float32 ``[vocab]``, by index into ``tokens``; the last one at
+        least.
+
+    """
+
+    milliseconds: list[float]
+    tokens: list[int]
+    logits: Mapping[int, NDArray[np.float32]]
+
+
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """A decoder whose device keeps the time; others are timed by the host's clock."""
+
+    def timed_pass(self, prompt: Sequence[int], count: int) -> TimedPass:
+        """Decode ``prompt`` untimed, then ``count`` tokens of its own choosing, timed."""

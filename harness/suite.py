@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.backends import open_decoder
+from harness.backends import chosen_backend, open_decoder
 from harness.errors import BadInput
 from harness.guard import guard
 from harness.guard.drift import Drift, measure_drift
 from harness.guard.peer import PeerReference
 from harness.guard.product import Product, guard_products
 from harness.meter.decode import DecodeMeasurement, Workload, measure_decode
+from harness.meter.instruments import GpuInstruments, HostInstruments, Instruments
 from harness.meter.kernel import KernelMeasurement, measure_kernel
+from harness.meter.nvml import Gpu
 from harness.numerics import find_numerics
 from harness.reference import Oracle
 
@@ -28,21 +30,22 @@ if TYPE_CHECKING:
     from harness.guard.product import ProductEvidence
     from harness.meter.stopping import StoppingRule
     from harness.model import Model
+    from harness.numerics import Numerics
 
 _PEERS = ("cpu:f32", "cpu:q8_k")
 
 
-def open_oracle(model: Model, numerics: str, capacity: int) -> Oracle:
-    """Open the oracle of a numerics' activation format, on a GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Oracle(model, device, find_numerics(numerics).activation, capacity)
+def open_oracle(model: Model, numerics: Numerics, capacity: int, gpu: int = 0) -> Oracle:
+    """Open the oracle that rounds where a numerics does, on a GPU where there is one."""
+    device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
+    return Oracle(model, device, numerics.oracle_activation, capacity, numerics.cache)
 
 
 def open_candidate(
     model: Model,
     *,
     backend: str,
-    numerics: str,
+    numerics: str | None,
     device: int,
     capacity: int,
     plant: str | None = None,
@@ -54,14 +57,14 @@ def open_candidate(
 
 
 def open_pair(
-    model: Model, *, backend: str, numerics: str, device: int, against: str, capacity: int
+    model: Model, *, backend: str, numerics: str | None, device: int, against: str, capacity: int
 ) -> tuple[Decoder, Oracle]:
     """Open a candidate and what it is held against: ``oracle``, ``cpu:f32`` or ``cpu:q8_k``."""
     candidate = open_decoder(
         model, backend=backend, numerics=numerics, capacity=capacity, device=device
     )
     if against == "oracle":
-        return candidate, open_oracle(model, numerics, capacity)
+        return candidate, open_oracle(model, candidate.numerics, capacity, device)
     if against not in _PEERS:
         raise BadInput(f"--against {against!r}, expected oracle, {' or '.join(_PEERS)}")
     peer = open_decoder(
@@ -71,7 +74,12 @@ def open_pair(
 
 
 def parity(
-    model: Model, ids: Sequence[int], *, backend: str, numerics: str, plant: str | None = None
+    model: Model,
+    ids: Sequence[int],
+    *,
+    backend: str,
+    numerics: str | None,
+    plant: str | None = None,
 ) -> Evidence:
     """Hold a decoder against the oracle on a prompt, free-running and teacher-forced."""
     candidate = open_candidate(
@@ -83,7 +91,7 @@ def parity(
         plant=plant,
     )
     try:
-        return guard(candidate, open_oracle(model, numerics, len(ids)), ids)
+        return guard(candidate, open_oracle(model, candidate.numerics, len(ids)), ids)
     finally:
         candidate.close()
 
@@ -117,8 +125,9 @@ def guarded_kernel(
 
 def activation_drift(candidate: Decoder, ids: Sequence[int]) -> Drift:
     """Measure the free-running drift of a candidate that rounds its activations."""
-    rounding = open_oracle(candidate.model, candidate.numerics.name, len(ids))
-    return measure_drift(candidate, rounding, open_oracle(candidate.model, "f32", len(ids)), ids)
+    rounding = open_oracle(candidate.model, candidate.numerics, len(ids))
+    plain = open_oracle(candidate.model, find_numerics("f32"), len(ids))
+    return measure_drift(candidate, rounding, plain, ids)
 
 
 def guarded_decode(
@@ -126,7 +135,7 @@ def guarded_decode(
     prompt: Sequence[int],
     *,
     backend: str = "auto",
-    numerics: str = "f32",
+    numerics: str | None = None,
     device: int = 0,
     tokens: int = 64,
     depth: int = 0,
@@ -147,6 +156,7 @@ def guarded_decode(
             f"{depth} cached + {len(prompt)} prompt + {tokens} tokens are {capacity} positions, "
             f"but the model's context is {model.config.context_length}; ask for fewer"
         )
+    watched = _watched(backend, device)
     decoder = open_decoder(
         model, backend=backend, numerics=numerics, capacity=capacity, device=device, plant=plant
     )
@@ -156,13 +166,39 @@ def guarded_decode(
         ids: Sequence[int],
         cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
     ) -> Evidence:
-        # Opened here and dropped on return: the oracle is not resident while memory is measured.
-        return guard(candidate, open_oracle(model, numerics, capacity), ids, cache=cache)
+        # Closed on return: the oracle is not resident while memory is measured.
+        oracle = open_oracle(model, candidate.numerics, capacity, device)
+        try:
+            return guard(candidate, oracle, ids, cache=cache)
+        finally:
+            oracle.close()
 
     workload = Workload(tuple(prompt), depth, tokens)
     try:
-        if rule is None:
-            return measure_decode(decoder, workload, check)
-        return measure_decode(decoder, workload, check, rule=rule)
+        return measure_decode(
+            decoder, workload, check, instruments=_instruments(device, watched), rule=rule
+        )
     finally:
         decoder.close()
+        if watched is not None:
+            watched.close()
+
+
+def _watched(backend: str, device: int) -> Gpu | None:
+    """Open the GPU that a decoder will use for NVML, before anything is allocated on it."""
+    if chosen_backend(backend) != "cuda":
+        return None
+    from harness.backends.cuda.gpu import find_gpu  # noqa: PLC0415 - needs CUDA
+
+    gpu = Gpu.open(find_gpu(device).uuid)
+    gpu.memory_baseline()
+    return gpu
+
+
+def _instruments(device: int, watched: Gpu | None) -> Instruments:
+    if watched is None:
+        return HostInstruments()
+    from harness.backends.cuda.bandwidth import gpu_read_bandwidth  # noqa: PLC0415
+    from harness.backends.cuda.gpu import open_gpu  # noqa: PLC0415
+
+    return GpuInstruments(watched, lambda: gpu_read_bandwidth(open_gpu(device)))

@@ -1,5 +1,7 @@
 """Models that the tests share."""
 
+import ctypes
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +51,22 @@ def odd_shapes(tmp_path_factory):
     return {
         name: synthesise(name, folder / f"{name}.gguf") for name in PRESETS if name[:3] == "odd"
     }
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+        pytest.skip(reason)
+
+
+@functools.cache
+def why_no_gpu():
+    """Ask the driver itself, so that no missing package passes for a missing GPU."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver here (libcuda.so.1)"
+    if status := cuda.cuInit(0):
+        return f"no GPU that CUDA can use here (cuInit: {status})"
+    count = ctypes.c_int()
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    return None if count.value else "no GPU here"

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from harness import __version__
+from harness import __version__, doctor
 from harness.cli import main
+from harness.meter.gpu_driver import Driver
 from harness.model.embedded import path as embedded_path
 
 
@@ -155,6 +156,83 @@ def test_the_version_is_that_of_the_installed_package():
     assert __version__ == importlib.metadata.version("moe-harness")
 
 
+NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n"
+
+
+def plant_nvcc(folder, script):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "nvcc").write_text(script)
+    (folder / "nvcc").chmod(0o755)
+    return folder / "nvcc"
+
+
+def doctors_finding(capsys, name):
+    status, data = run_json(capsys, "doctor")
+    assert status == 0  # no part of a GPU's is needed
+    [check] = [check for check in data["checks"] if check["name"] == name]
+    return check
+
+
+@pytest.fixture
+def bare_path(monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path / "bin"
+
+
+def test_doctor_finds_nvcc_in_the_wheels_but_on_path_first(
+    capsys, monkeypatch, tmp_path, bare_path
+):
+    wheels = plant_nvcc(tmp_path / "site" / "nvidia" / "cu13" / "bin", NVCC)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert doctors_finding(capsys, "nvcc")["found"] == f"{wheels}, CUDA 13.0"
+    on_path = plant_nvcc(bare_path, NVCC.replace("13.0", "12.8"))
+    assert doctors_finding(capsys, "nvcc")["found"] == f"{on_path}, CUDA 12.8"
+
+
+@pytest.mark.parametrize(
+    "script", ["#!/bin/sh\nexit 1\n", "#!/nowhere\n", "#!/bin/sh\necho hello\n"]
+)
+def test_doctor_does_not_count_an_nvcc_that_does_not_run(capsys, bare_path, script):
+    nvcc = plant_nvcc(bare_path, script)
+    check = doctors_finding(capsys, "nvcc")
+    assert not check["here"]
+    assert check["found"] == f"{nvcc}, does not run"
+    assert "nvidia-cuda-nvcc==" in check["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "here", "found"),
+    [
+        ((13, 0), True, "driver 1.2.3 runs CUDA 13.0, the toolkit is 13.0"),
+        ((13, 1), True, "driver 1.2.3 runs CUDA 13.1, the toolkit is 13.0"),
+        ((12, 9), False, "driver 1.2.3 runs CUDA 12.9, older than the toolkit's 13.0"),
+    ],
+)
+def test_doctor_holds_the_driver_against_the_toolkit(
+    capsys, monkeypatch, bare_path, cuda, here, found
+):
+    plant_nvcc(bare_path, NVCC)
+    monkeypatch.setattr(doctor, "installed_driver", lambda: Driver("1.2.3", cuda))
+    check = doctors_finding(capsys, "driver match")
+    assert (check["here"], check["found"]) == (here, found)
+    assert here or check["remedy"] == "install a driver for CUDA 13.0 or newer"
+
+
+def test_doctor_does_not_guess_what_it_cannot_compare(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "find_nvcc", lambda: None)
+    monkeypatch.setattr(doctor, "installed_driver", lambda: Driver("1.2.3", (13, 0)))
+    assert not doctors_finding(capsys, "nvcc")["here"]
+    check = doctors_finding(capsys, "driver match")
+    assert not check["here"]
+    assert "no toolkit to compare" in check["found"]
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    check = doctors_finding(capsys, "driver match")
+    assert not check["here"]
+    assert "nvidia-ml-py is not installed" in check["found"]
+
+
 def test_machine_writes_asvs_file(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     status, data = run_json(capsys, "machine")
@@ -164,9 +242,13 @@ def test_machine_writes_asvs_file(capsys, tmp_path, monkeypatch):
 
 
 def test_no_gpu_package_is_imported_on_the_way_in():
+    # Torch itself imports pynvml where it is installed, so what torch brings does not count.
     code = (
-        "import sys, harness.cli, harness.suite, harness.guard, harness.meter, kernels;"
-        "print([m for m in ('pycuda', 'pynvml', 'cuda') if m in sys.modules])"
+        "import sys, torch; before = set(sys.modules);"
+        "import harness.cli, harness.suite, harness.guard, harness.meter, harness.meter.gpu_watch;"
+        "import harness.meter.gpu_energy, harness.meter.gpu_peak, harness.meter.nvml, kernels;"
+        "new = set(sys.modules) - before;"
+        "print([m for m in ('pycuda', 'pynvml', 'cuda') if m in new])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from harness.backends.cpu.faults import PLANTS
-from harness.errors import BadInput, HardwareAbsent
+from harness.errors import BadInput
 from harness.numerics import find_numerics
 
 if TYPE_CHECKING:
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 BACKENDS = ("cpu", "cuda")
 
-__all__ = ["BACKENDS", "PLANTS", "open_decoder"]
+__all__ = ["BACKENDS", "PLANTS", "chosen_backend", "open_decoder"]
 
 
 def open_decoder(
     model: Model,
     *,
     backend: str = "auto",
-    numerics: str = "f32",
+    numerics: str | None = None,
     capacity: int = 1024,
     device: int = 0,
     plant: str | None = None,
@@ -36,7 +36,7 @@ def open_decoder(
         One of ``BACKENDS``, or ``auto``: the fastest that this machine has. What was chosen
         stands in the decoder's ``backend`` and ``ran()``.
     numerics
-        A name of ``harness.numerics.NUMERICS``.
+        A name out of ``harness.numerics``; None: the backend's default.
     capacity
         Positions in the KV cache.
     device
@@ -54,18 +54,33 @@ def open_decoder(
         For an unknown fault.
 
     """
-    rounding = find_numerics(numerics)
-    chosen = _fastest() if backend == "auto" else backend
+    chosen = chosen_backend(backend)
+    rounding = find_numerics(numerics, chosen)
     if chosen == "cpu":
         # Imported here, because it compiles.
         from harness.backends.cpu.decoder import CpuDecoder  # noqa: PLC0415
 
         return CpuDecoder(model, rounding, capacity, plant)
-    if chosen == "cuda":
-        raise HardwareAbsent(f"no CUDA backend in this version (device {device}); use cpu")
-    raise BadInput(f"backend {backend!r} is unknown, expected auto or one of {', '.join(BACKENDS)}")
+    from harness.backends.cuda.decoder import CudaDecoder  # noqa: PLC0415
+
+    return CudaDecoder(model, rounding, capacity, device, plant)
 
 
-def _fastest() -> str:
-    """What ``auto`` means on this machine; a CUDA backend will be asked for here."""
-    return "cpu"
+def chosen_backend(backend: str) -> str:
+    """What ``auto`` means on this machine: the GPU, where there is one that can be used.
+
+    Raises
+    ------
+    BadInput
+        For an unknown backend.
+
+    """
+    if backend == "auto":
+        from harness.backends.cuda.gpu import is_here  # noqa: PLC0415
+
+        return "cuda" if is_here() else "cpu"
+    if backend not in BACKENDS:
+        raise BadInput(
+            f"backend {backend!r} is unknown, expected auto or one of {', '.join(BACKENDS)}"
+        )
+    return backend

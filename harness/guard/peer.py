@@ -27,7 +27,7 @@ class PeerReference(Oracle):
     """
 
     def __init__(self, decoder: Decoder, capacity: int) -> None:
-        super().__init__(decoder.model, "cpu", decoder.numerics.activation, capacity)
+        super().__init__(decoder.model, "cpu", decoder.numerics.oracle_activation, capacity)
         self.decoder = decoder
 
     @property

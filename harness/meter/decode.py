@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from harness.decoder import DeviceTimed, TimedPass
 from harness.errors import Rejected
-from harness.meter.bandwidth import cpu_read_bandwidth
 from harness.meter.commit import provenance
+from harness.meter.instruments import HostInstruments, Instruments
 from harness.meter.lock import measuring
 from harness.meter.measurement import Evidence, Measurement
-from harness.meter.memory import PeakMemory, ProcessPeak
 from harness.meter.stopping import StoppingRule
 from harness.meter.traffic import Traffic, token_traffic
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from harness.decoder import Decoder
+    from harness.meter.memory import PeakMemory
 
     Cache: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -33,6 +34,10 @@ class DecodeEvidence(Evidence, Protocol):
     @property
     def candidate_logits(self) -> NDArray[np.float32]:
         """Float32 ``[positions, vocab]``."""
+
+
+_ROUNDED_UP = 256  # positions that a cache is counted in
+_POOL = 1 << 22  # values that a seeded cache is tiled from
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,11 @@ class DecodeMeasurement:
     tokens: tuple[int, ...]
     stopped_by: str
     memory: PeakMemory
+    memory_allowed: int
+    energy: float | None
     traffic: Traffic
     bandwidth: float
+    conditions: dict[str, Any]
     ran: dict[str, object]
 
     @property
@@ -84,8 +92,13 @@ class DecodeMeasurement:
                 "stopped_by": self.stopped_by,
             },
             "tokens_per_second": self.tokens_per_second,
-            "memory": vars(self.memory),
-            "energy_joules_per_token": None,
+            "memory": {
+                **vars(self.memory),
+                "weights_and_cache_bytes": self.memory_allowed,
+                "share": self.memory.peak_bytes / self.memory_allowed,
+            },
+            "energy_joules_per_token": self.energy,
+            "conditions": self.conditions,
             "bytes_per_token": self.traffic.total,
             "bytes_by_purpose": self.traffic.terms,
             "read_bandwidth": self.bandwidth,
@@ -101,12 +114,15 @@ def measure_decode(
     workload: Workload,
     check: Callable[[Decoder, Sequence[int], Cache | None], DecodeEvidence],
     *,
+    instruments: Instruments | None = None,
     rule: StoppingRule | None = None,
 ) -> DecodeMeasurement:
     """Guard, time, and prove that what was timed is what was guarded.
 
-    ``check(decoder, ids, cache)`` runs the guard over the very tokens that will be timed. After
-    each timed pass the logits of every step must be bit-equal to those of the guarded run.
+    ``check(decoder, ids, cache)`` runs the guard over the very tokens that will be timed. Each
+    timed pass must choose the tokens of the guarded run, and every row of logits that it can show
+    must be bit-equal to the guarded run's; before the first of them one pass shows every row.
+    ``instruments`` are those of the host unless given.
 
     Raises
     ------
@@ -117,7 +133,8 @@ def measure_decode(
 
     """
     rule = rule or StoppingRule()
-    with measuring(decoder.backend if decoder.backend == "cpu" else decoder.device):
+    instruments = instruments or HostInstruments()
+    with measuring(decoder.device_id):
         cache = _seeded_cache(decoder, workload)
         _restart(decoder, cache)
         tokens = decoder.generate(workload.prompt, workload.tokens)
@@ -125,24 +142,31 @@ def measure_decode(
         evidence = check(decoder, ids, cache)
         if not evidence.verdict.accepted:
             raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
-        timed = _Timed(decoder, workload, cache, tokens, evidence.candidate_logits)
-        timed.one_pass()  # warm-up: its samples are not kept, its logits are checked
-        peak = ProcessPeak()
+        _restart(decoder, cache)
+        del cache
+        timed = _Timed(decoder, workload, tokens, evidence.candidate_logits)
+        timed.every_row()
+        timed.one_pass()  # warm-up: its samples are not kept, its results are checked
+        instruments.begin()
         samples: list[float] = []
         start = time.monotonic()
         reason = None
         while reason is None:
-            samples += timed.one_pass()
+            samples += instruments.undisturbed(timed.one_pass)
             reason = rule.ends(samples, time.monotonic() - start)
-        memory = peak.read()
+        memory = instruments.memory()
+        energy = instruments.joules_per_sample(timed.one_pass)
     return DecodeMeasurement(
         time=Measurement.accept(samples, "ms/token", evidence),
         workload=workload,
         tokens=tuple(tokens),
         stopped_by=reason,
         memory=memory,
+        memory_allowed=_allowed(decoder, workload),
+        energy=energy,
         traffic=token_traffic(decoder.model, decoder.backend, workload.depth + len(ids)),
-        bandwidth=cpu_read_bandwidth(),
+        bandwidth=instruments.read_bandwidth(),
+        conditions=instruments.to_json(),
         ran={
             **decoder.ran(),
             "model": decoder.model.name,
@@ -160,44 +184,65 @@ class _Timed:
         self,
         decoder: Decoder,
         workload: Workload,
-        cache: Cache | None,
         tokens: Sequence[int],
         logits: NDArray[np.float32],
     ) -> None:
-        self._decoder, self._prompt, self._cache = decoder, workload.prompt, cache
-        self._tokens, self._logits = tokens, logits
+        self._decoder, self._prompt, self._depth = decoder, workload.prompt, workload.depth
+        self._tokens, self._logits = tokens, logits[len(workload.prompt) - 1 :]
+        self._chosen = [int(row.argmax()) for row in self._logits]
+
+    def every_row(self) -> None:
+        """Step by step, untimed: every row of logits is compared."""
+        self._decoder.rewind(self._depth)
+        self._compare(self._by_host())
 
     def one_pass(self) -> list[float]:
-        """Time each step of the decode, argmax included; milliseconds.
+        """Time each token of the decode, argmax included; milliseconds.
 
-        A token is not decoded before its id is known, so the argmax is part of the time. The
-        prompt is not: prefill is another workload.
+        The prompt is not timed: prefill is another workload.
         """
-        _restart(self._decoder, self._cache)
+        self._decoder.rewind(self._depth)
+        if isinstance(self._decoder, DeviceTimed):
+            seen = self._decoder.timed_pass(self._prompt, len(self._tokens))
+        else:
+            seen = self._by_host()
+        self._compare(seen)
+        return seen.milliseconds
+
+    def _by_host(self) -> TimedPass:
+        """A token is not decoded before its id is known: the argmax is part of the time."""
         for token in self._prompt:
             got = self._decoder.step(token)
-        rows = [got]
+        rows, chosen = [got], [int(got.argmax())]
         times, step = [], self._decoder.step
         for token in self._tokens:
             start = time.perf_counter_ns()
             got = step(token)
-            int(got.argmax())
+            best = int(got.argmax())
             times.append((time.perf_counter_ns() - start) / 1e6)
+            chosen.append(best)
             rows.append(got)
-        self._compare(rows)
-        return times
+        return TimedPass(times, chosen, dict(enumerate(rows)))
 
-    def _compare(self, rows: Sequence[NDArray[np.float32]]) -> None:
-        first = len(self._prompt) - 1
-        for offset, (got, guarded) in enumerate(zip(rows, self._logits[first:], strict=True)):
-            # Bits, not values: NaN differs from itself, and -0 equals 0.
-            if got.tobytes() != guarded.tobytes():
-                raise Rejected(
-                    [
-                        "the timed run computed something else than the guarded run: logits "
-                        f"differ at position {first + offset}"
-                    ]
-                )
+    def _compare(self, seen: TimedPass) -> None:
+        wrong = [
+            index
+            for index, (took, guarded) in enumerate(zip(seen.tokens, self._chosen, strict=True))
+            if took != guarded
+        ]
+        # Bits, not values: NaN differs from itself, and -0 equals 0.
+        wrong += [
+            index
+            for index, row in seen.logits.items()
+            if row.tobytes() != self._logits[index].tobytes()
+        ]
+        if wrong or len(self._tokens) not in seen.logits:
+            raise Rejected(
+                [
+                    "the timed run computed something else than the guarded run: logits differ at "
+                    f"position {len(self._prompt) - 1 + min(wrong, default=len(self._tokens))}"
+                ]
+            )
 
 
 def _restart(decoder: Decoder, cache: Cache | None) -> None:
@@ -206,12 +251,27 @@ def _restart(decoder: Decoder, cache: Cache | None) -> None:
         decoder.fill_cache(*cache)
 
 
+def _allowed(decoder: Decoder, workload: Workload) -> int:
+    """Weights and the cache of the run's positions, rounded up to 256: what memory is judged by."""
+    per_position = decoder.cache_bytes // decoder.capacity
+    positions = workload.depth + len(workload.prompt) + workload.tokens
+    return decoder.model.weight_bytes + per_position * (-(-positions // _ROUNDED_UP) * _ROUNDED_UP)
+
+
 def _seeded_cache(decoder: Decoder, workload: Workload) -> Cache | None:
-    """Keys and values of unit scale for the positions before the prompt, the same for a seed."""
+    """Keys and values of unit scale for the positions before the prompt, the same for a seed.
+
+    Tiled from a pool, from a place of its own in each layer: a long context has billions of values.
+    """
     if not workload.depth:
         return None
     c = decoder.model.config
     rng = np.random.default_rng(workload.seed)
+    pool = rng.standard_normal(_POOL, dtype=np.float32)
     shape = (c.layers, workload.depth, c.kv_heads, c.head_dim)
-    keys, values = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    keys, values = (np.empty(shape, dtype=np.float32) for _ in range(2))
+    for each in (keys, values):
+        for layer in each:
+            start = int(rng.integers(_POOL))
+            layer[...] = np.resize(np.roll(pool, start), layer.size).reshape(layer.shape)
     return keys, values

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from harness.stages import Capture
 
 ACTIVATIONS = ("f32", "q8_k")  # "f32": not rounded at all here
+CACHES = ("f32", "f16")
 
 # Dequantised weights that are kept, in values: all of a small model, none of a large one.
 _KEPT_VALUES = {"cpu": 64 << 20, "cuda": 1 << 30}
@@ -71,6 +72,8 @@ class Oracle:
         they are rounded to int8 with scale max|x|/127 for each 256.
     capacity
         Positions in the KV cache.
+    cache
+        ``f32``: keys and values are kept as they are. ``f16``: they are rounded to float16.
 
     Raises
     ------
@@ -80,15 +83,22 @@ class Oracle:
     """
 
     def __init__(
-        self, model: Model, device: str = "cpu", activation: str = "f32", capacity: int = 1024
+        self,
+        model: Model,
+        device: str = "cpu",
+        activation: str = "f32",
+        capacity: int = 1024,
+        cache: str = "f32",
     ) -> None:
+        if cache not in CACHES:
+            raise BadInput(f"oracle cache {cache!r}, expected one of {CACHES}")
         if activation not in ACTIVATIONS:
             raise BadInput(f"oracle activation {activation!r}, expected one of {ACTIVATIONS}")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise HardwareAbsent(f"oracle device {device}: torch sees no CUDA GPU; use cpu")
         self.model, self.config, self.capacity = model, model.config, capacity
         self.device = torch.device(device)
-        self.activation = activation
+        self.activation, self.cache = activation, cache
         self.position = 0
         self._blocks: dict[str, torch.Tensor] = {}
         self._kept: dict[tuple[str, int | None], torch.Tensor] = {}
@@ -102,20 +112,31 @@ class Oracle:
 
     @property
     def name(self) -> str:
-        """``oracle``, or ``oracle:<activation>`` where it rounds activations."""
-        return "oracle" if self.activation == "f32" else f"oracle:{self.activation}"
+        """``oracle``, with what it rounds behind a colon: activations, the cache."""
+        rounds = [] if self.activation == "f32" else [self.activation]
+        rounds += [] if self.cache == "f32" else [f"{self.cache} cache"]
+        return ":".join(["oracle", *rounds])
 
     def reset(self) -> None:
         """Forget the sequence."""
         self.position = 0
 
+    def close(self) -> None:
+        """Give its memory back, on a GPU too: peak memory is measured without the oracle."""
+        self._blocks.clear()
+        self._kept.clear()
+        self._keys = self._values = torch.empty(0)
+        if self.device.type == "cuda":
+            torch._C._cuda_clearCublasWorkspaces()  # noqa: SLF001 - public only through a cudaGraph test
+            torch.cuda.empty_cache()
+
     def fill_cache(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Fill the cache from position 0: ``[layers, positions, kv_heads, head_dim]``."""
         self._reserve(keys.shape[1])
         for cache, filled in ((self._keys, keys), (self._values, values)):
-            cache[:, : keys.shape[1]] = torch.from_numpy(np.ascontiguousarray(filled)).to(
-                self.device, torch.float64
-            )
+            for layer in range(self.config.layers):  # one at a time: a long cache is gigabytes
+                values_of = torch.from_numpy(np.ascontiguousarray(filled[layer])).to(self.device)
+                cache[layer, : keys.shape[1]] = self._kept_as(values_of)
         self.position = keys.shape[1]
 
     def step(
@@ -181,8 +202,8 @@ class Oracle:
         q, k = self._rope(q), self._rope(k)
         see("q_post_rope", layer, q)
         see("k_post_rope", layer, k)
-        self._keys[layer, at] = k
-        self._values[layer, at] = v.view(c.kv_heads, c.head_dim)
+        self._keys[layer, at] = self._kept_as(k)
+        self._values[layer, at] = self._kept_as(v.view(c.kv_heads, c.head_dim))
         grouped = q.view(c.kv_heads, c.heads // c.kv_heads, c.head_dim)
         keys, values = self._keys[layer, : at + 1], self._values[layer, : at + 1]
         scores = torch.einsum("hgd,phd->hgp", grouped, keys) / c.head_dim**0.5
@@ -194,6 +215,11 @@ class Oracle:
         out = self._product(f"blk.{layer}.attn_output.weight", mixed)
         see("attn_out", layer, out)
         return out
+
+    def _kept_as(self, values: torch.Tensor) -> torch.Tensor:
+        """Round to what the cache keeps; float64."""
+        kept = values.to(torch.float16) if self.cache == "f16" else values
+        return kept.to(torch.float64)
 
     def _rope(self, heads: torch.Tensor) -> torch.Tensor:
         """Rotate pairs (i, i + head_dim/2) of ``[heads, head_dim]`` by the position (NeoX)."""

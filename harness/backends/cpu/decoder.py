@@ -87,7 +87,7 @@ class CpuDecoder:
         if threads is not None and not 1 <= threads <= most_threads():
             raise BadInput(f"{threads} threads, expected 1 to {most_threads()}")
         self.model, self.numerics, self.capacity = model, numerics, capacity
-        self.device = cpu_name()
+        self.device, self.device_id = cpu_name(), "cpu"
         self.threads = threads or default_threads()
         self.position = 0
         self._decide = planted(plant)
@@ -98,6 +98,7 @@ class CpuDecoder:
         shape = (c.layers, capacity, c.kv_heads, c.head_dim)
         self._keys = np.full(shape, np.nan, dtype=np.float32)
         self._values = np.full(shape, np.nan, dtype=np.float32)
+        self.cache_bytes = self._keys.nbytes + self._values.nbytes
         self._layers = [_Layer.of(model, layer, rounds=rounds) for layer in range(c.layers)]
         self._final_norm = _vector(model, "output_norm.weight")
         self._output = Batch([Matrix.of(model.output, rounds=rounds)])
@@ -111,6 +112,13 @@ class CpuDecoder:
     def reset(self) -> None:
         """Forget the sequence; what the cache still holds is never read."""
         self.position = 0
+        self._before = None
+
+    def rewind(self, position: int) -> None:
+        """Go back to an earlier position (``harness.decoder.Decoder.rewind``)."""
+        if not 0 <= position <= self.position:
+            raise ValueError(f"position {position} is not behind {self.position}")
+        self.position = position
         self._before = None
 
     def step(

@@ -1,0 +1,647 @@
+"""The CUDA decoder: the ``qwen3moe`` forward pass of FACTS, one graph replay a token."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.backends.cuda.gpu import Gpu, open_gpu, translated
+from harness.backends.cuda.graph import Graph
+from harness.backends.cuda.memory import DeviceMemory, Tiler, download, poison_f16, upload
+from harness.backends.cuda.trace import Trace
+from harness.decoder import TimedPass
+from harness.errors import BadInput
+from kernels import FAMILIES
+from kernels.argmax import BLOCKS, Argmax
+from kernels.attention import Attention
+from kernels.compiler import python_code, source_hash
+from kernels.embedding import Embedding
+from kernels.experts import Experts
+from kernels.family import Heads, Variant
+from kernels.launch import input_bytes
+from kernels.matvec import Matvec
+from kernels.pack import Pack
+from kernels.router import Router
+from kernels.weights import can_be_tiled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from harness.model import Config, Model
+    from harness.numerics import Numerics
+    from harness.stages import Capture
+    from kernels.compiler import Program
+
+    Floats = NDArray[np.float32]
+
+# Faults that this backend can be told to plant: in its kernels, or here.
+_CACHED_OUTPUT = "cached_output"
+PLANTS = (*(plant for family in FAMILIES for plant in family.plants), _CACHED_OUTPUT)
+
+_MOST_HEAD_DIM = 512  # above it a lane cannot hold its share in registers
+_READ_TOGETHER = (
+    ("attn_q", "attn_k", "attn_v"),
+    ("attn_output",),
+    ("ffn_gate_exps", "ffn_up_exps"),
+    ("ffn_down_exps",),
+)
+_TOKEN, _POSITION = 4, 0  # offsets in the kernels' State
+
+
+class CudaDecoder:
+    """A decoder of one sequence on a GPU (``harness.decoder.Decoder``).
+
+    Weights are uploaded once; the KV cache is float16, ``[layers, capacity, kv_heads, head_dim]``.
+    Position and token live on the device: decoding needs no word from the host. Traced and
+    teacher-forced steps run the same kernels in the same order out of graphs of their own, whose
+    kernels also write their stages.
+
+    Parameters
+    ----------
+    model
+        The opened model.
+    numerics
+        One of the cuda backend's.
+    capacity
+        Positions in the KV cache.
+    device
+        Which GPU.
+    plant
+        A fault to plant (``PLANTS``), None for none.
+
+    Raises
+    ------
+    HardwareAbsent
+        Without a GPU, its driver or nvcc.
+    BadInput
+        Where the model does not fit the GPU, or has a shape that the kernels cannot have.
+    KeyError
+        For an unknown fault.
+
+    """
+
+    backend = "cuda"
+
+    def __init__(
+        self,
+        model: Model,
+        numerics: Numerics,
+        capacity: int,
+        device: int = 0,
+        plant: str | None = None,
+    ) -> None:
+        if capacity < 1:
+            raise BadInput(f"a cache of {capacity} positions, expected at least 1")
+        if plant is not None and plant not in PLANTS:
+            raise KeyError(f"no fault {plant!r} to plant; there are {', '.join(PLANTS)}")
+        self.gpu = open_gpu(device)
+        self.model, self.numerics, self.capacity = model, numerics, capacity
+        self.device, self.device_id = self.gpu.name, self.gpu.uuid
+        self.position = 0
+        self.cache_bytes = _cache_bytes(model.config, capacity)
+        self._plant = plant
+        self._before: Floats | None = None
+        self._memory = DeviceMemory()
+        self._graphs: dict[str, Graph] = {}
+        self._place = "opening"
+        _check_shape(model.config, self.gpu, numerics)
+        _check_room(model, self.gpu, self.cache_bytes)
+        try:
+            with translated("opening the decoder"):
+                self._open(plant)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, plant: str | None) -> None:
+        from pycuda import driver  # noqa: PLC0415 - an extra
+
+        c, memory = self.model.config, self._memory
+        self._stream = driver.Stream()
+        heads = Heads(c.head_dim, c.heads // c.kv_heads)
+        program = self.gpu.program(variant_of(self.numerics, plant), heads)
+        self._embedding, self._matvec = Embedding(program), Matvec(program)
+        self._attention = Attention(program, c.kv_heads)
+        self._router, self._experts = Router(program), Experts(program)
+        self._argmax = Argmax(program)
+
+        tables = self._upload(program)
+        self._table = tables["token_embd.weight"]
+        self._output = tables[self.model.output.name]
+        self._layers = [self._layer(index, tables) for index in range(c.layers)]
+        self._final_norm = self._vector("output_norm.weight")
+        half = np.arange(c.head_dim // 2, dtype=np.float64)
+        self._frequencies = memory.array(c.rope_base ** (-2 * half / c.head_dim), "scratch")
+
+        self._layer_cache = self.capacity * c.kv_width  # values of one layer's keys
+        self._keys = memory.halves(c.layers * self._layer_cache, "KV cache")
+        self._values = memory.halves(c.layers * self._layer_cache, "KV cache")
+        self._state = memory.zeros(2, "scratch")
+        self._tokens = memory.zeros(self.capacity, "scratch")
+        self._arrived = memory.zeros(c.heads + 2, "scratch")
+        floats = {
+            "x": c.hidden,
+            "rotation": 2 * c.head_dim,
+            "qkv": c.q_width + 2 * c.kv_width,
+            "q": c.q_width,
+            "partial": self._attention.partial_values,
+            "mixed": c.q_width,
+            "router_logits": c.experts,
+            "weights": c.top_k,
+            "ids": c.top_k,
+            "gated": c.top_k * c.expert_width,
+            "logits": c.vocab,
+            "best": BLOCKS,
+            "best_id": BLOCKS,
+        }
+        self._at = {name: memory.floats(count, "scratch") for name, count in floats.items()}
+        self._trace: Trace | None = None
+        self._forced = 0  # address of teacher-forced inputs, once there are some
+        self._staging = driver.pagelocked_empty(c.vocab, np.float32)
+        self._rehearse()
+
+    def _upload(self, program: Program) -> dict[str, np.void]:
+        """Upload every matrix, in tiles where the numerics has them and the shapes allow it."""
+        tiles = self._tiled_names() if self.numerics.activation == "i24" else set()
+        tiler = Tiler(Pack(program), self._stream) if tiles else None
+        tables = {
+            name: self._memory.weights(tensor, tiler if name in tiles else None)
+            for name, tensor in self.model.tensors.items()
+            if len(tensor.shape) > 1
+        }
+        if tiler is not None:
+            tiler.close()
+        return tables
+
+    def _tiled_names(self) -> set[str]:
+        """Matrices that become tiles; those that one kernel reads do so together or not at all."""
+        groups = [
+            [f"blk.{layer}.{short}.weight" for short in together]
+            for layer in range(self.model.config.layers)
+            for together in _READ_TOGETHER
+        ]
+        if not self.model.config.tied_output:  # else it is the embedding, which is read by rows
+            groups.append(["output.weight"])
+        return {
+            name
+            for group in groups
+            for name in group
+            if all(can_be_tiled(self.model[n].format.name, self.model[n].shape) for n in group)
+        }
+
+    def _layer(self, index: int, tables: Mapping[str, np.void]) -> _Layer:
+        def matrix(short: str) -> np.void:
+            return tables[f"blk.{index}.{short}.weight"]
+
+        def vector(short: str) -> int:
+            return self._vector(f"blk.{index}.{short}.weight")
+
+        return _Layer(
+            index,
+            attn_norm=vector("attn_norm"),
+            q=matrix("attn_q"),
+            k=matrix("attn_k"),
+            v=matrix("attn_v"),
+            q_norm=vector("attn_q_norm"),
+            k_norm=vector("attn_k_norm"),
+            o=matrix("attn_output"),
+            ffn_norm=vector("ffn_norm"),
+            router=matrix("ffn_gate_inp"),
+            gate=matrix("ffn_gate_exps"),
+            up=matrix("ffn_up_exps"),
+            down=matrix("ffn_down_exps"),
+        )
+
+    def _vector(self, name: str) -> int:
+        return self._memory.array(self.model[name].values(), "weights norms")
+
+    # -- the protocol --------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget the sequence; what the cache still holds is never read."""
+        self._go_to(0)
+
+    def rewind(self, position: int) -> None:
+        """Go back to an earlier position; the cache before it stays as it is."""
+        if not 0 <= position <= self.position:
+            raise ValueError(f"position {position} is not behind {self.position}")
+        self._go_to(position)
+
+    def step(
+        self,
+        token: int,
+        capture: Capture | None = None,
+        forced: NDArray[np.float32] | None = None,
+    ) -> Floats:
+        """Decode one token at the next position (``harness.decoder.Decoder.step``)."""
+        c = self.model.config
+        if not 0 <= token < c.vocab:
+            raise BadInput(f"token {token} is outside the vocabulary of {c.vocab}")
+        if self.position >= self.capacity:
+            raise BadInput(f"the cache is full at {self.capacity} positions; ask for a larger one")
+        if forced is not None and forced.shape != (c.layers, c.hidden):
+            raise ValueError(f"forced is {forced.shape}, expected {(c.layers, c.hidden)}")
+        with translated(f"decoding position {self.position}"):
+            return self._step(token, capture, forced)
+
+    def _step(
+        self, token: int, capture: Capture | None, forced: NDArray[np.float32] | None
+    ) -> Floats:
+        traced = capture is not None or forced is not None
+        if traced and self._trace is None:
+            self._trace = Trace(self.model.config, self._memory)
+        if self._trace is not None and traced:
+            self._trace.poison()
+        if forced is not None:
+            if not self._forced:
+                self._forced = self._memory.floats(forced.size, "trace")
+            upload(self._forced, forced.astype(np.float32, copy=False))
+        upload(self._state + _TOKEN, np.array([token], dtype=np.int32))
+        graph = self._graph("forced" if forced is not None else "traced" if traced else "plain")
+        graph.replay(self._stream)
+        self._stream.synchronize()
+        download(self._at["logits"], self._staging)
+        logits = self._shown(self._staging.copy())
+        if capture is not None and self._trace is not None:
+            self._trace.read(capture)
+            capture.put("lm_head", None, logits)
+        self.position += 1
+        return logits
+
+    def generate(self, prompt: Sequence[int], count: int) -> list[int]:
+        """Decode ``prompt`` and then ``count`` tokens greedily, from the present position on.
+
+        The last of them is not decoded itself: ``len(prompt) + count - 1`` positions are used.
+        """
+        if not prompt:
+            raise BadInput("the prompt is empty; give at least one token")
+        for token in prompt:
+            self.step(token)
+        start = self.position
+        if start + count - 1 > self.capacity:
+            raise BadInput(f"the cache is full at {self.capacity} positions; ask for a larger one")
+        with translated("generating"):
+            for _ in range(count - 1):
+                self._graph("plain").replay(self._stream)
+            self._stream.synchronize()
+        self.position = start + max(0, count - 1)
+        return self._chosen(start - 1, count)
+
+    def timed_pass(self, prompt: Sequence[int], count: int) -> TimedPass:
+        """Decode ``prompt``, then ``count`` tokens of the device's own choosing, timed by events.
+
+        Between two tokens the host says nothing: an event is recorded, the graph is replayed.
+        """
+        from pycuda import driver  # noqa: PLC0415
+
+        for token in prompt:
+            self.step(token)
+        start = self.position
+        if start + count > self.capacity:
+            raise BadInput(f"the cache is full at {self.capacity} positions; ask for a larger one")
+        graph = self._graph("plain")
+        events = [driver.Event() for _ in range(count + 1)]
+        with translated("decoding against the clock"):
+            events[0].record(self._stream)
+            for event in events[1:]:
+                graph.replay(self._stream)
+                event.record(self._stream)
+            self._stream.synchronize()
+            times = [float(b.time_since(a)) for a, b in pairwise(events)]
+        self.position = start + count
+        download(self._at["logits"], self._staging)
+        return TimedPass(times, self._chosen(start - 1, count + 1), {count: self._staging.copy()})
+
+    def fill_cache(self, keys: Floats, values: Floats) -> None:
+        """Fill the cache from position 0 (``harness.decoder.Decoder.fill_cache``)."""
+        c = self.model.config
+        positions = keys.shape[1]
+        if positions > self.capacity:
+            raise BadInput(f"{positions} positions do not fit the cache of {self.capacity}")
+        expected = (c.layers, positions, c.kv_heads, c.head_dim)
+        if keys.shape != expected or values.shape != expected:
+            raise ValueError(f"cache of {keys.shape} and {values.shape}, expected {expected}")
+        for cache, filled in ((self._keys, keys), (self._values, values)):
+            for layer in range(c.layers):
+                upload(cache + 2 * layer * self._layer_cache, filled[layer].astype(np.float16))
+        self._go_to(positions)
+
+    def ran(self) -> dict[str, object]:
+        """Say what computes."""
+        return {
+            "backend": self.backend,
+            "device": self.device,
+            "device_id": self.device_id,
+            **self.gpu.to_json(),
+            "numerics": self.numerics.name,
+            "cache": self.numerics.cache,
+            "graph_nodes": self._graph("plain").nodes,
+            "memory_by_purpose": dict(self._memory.by_purpose),
+            "source_hash": gpu_source_hash(),
+        }
+
+    def close(self) -> None:
+        """Free all device memory."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._memory.free()
+
+    # -- one token -----------------------------------------------------------------------------
+
+    def _enqueue(self, trace: Trace | None, *, forced: bool) -> None:
+        """Launch one token's kernels, in order; captured once for each kind of step."""
+        c, at, stream = self.model.config, self._at, self._stream
+        self._place = "in the embedding"
+        self._embedding.embed(
+            self._table,
+            state=self._state,
+            frequencies=self._frequencies,
+            x=at["x"],
+            rotation=at["rotation"],
+            half_dim=c.head_dim // 2,
+            stream=stream,
+        )
+        for layer in self._layers:
+            self._place = f"in layer {layer.index}"
+            if forced:
+                self._copy(self._forced + 4 * layer.index * c.hidden, at["x"], c.hidden)
+            self._see(trace, "embedding", layer.index, at["x"])
+            self._attend(layer, trace)
+            self._see(trace, "post_attn_residual", layer.index, at["x"])
+            self._mix_experts(layer, trace)
+            self._see(trace, "post_ffn_residual", layer.index, at["x"])
+        self._place = "behind the last layer"
+        self._matvec.logits(
+            self._output,
+            x=at["x"],
+            norm=self._final_norm,
+            eps=c.rms_eps,
+            logits=at["logits"],
+            stream=stream,
+            trace_norm=0 if trace is None else trace.final_norm,
+        )
+        self._argmax.argmax(
+            logits=at["logits"],
+            vocab=c.vocab,
+            best=at["best"],
+            best_id=at["best_id"],
+            arrived=self._arrived + 4,
+            state=self._state,
+            tokens=self._tokens,
+            stream=stream,
+        )
+
+    def _attend(self, layer: _Layer, trace: Trace | None) -> None:
+        c, at, stream = self.model.config, self._at, self._stream
+        seen = _Addresses(trace, layer.index)
+        keys = self._keys + 2 * layer.index * self._layer_cache
+        values = self._values + 2 * layer.index * self._layer_cache
+        self._matvec.qkv(
+            layer.q,
+            layer.k,
+            layer.v,
+            x=at["x"],
+            norm=layer.attn_norm,
+            eps=c.rms_eps,
+            out=at["qkv"],
+            stream=stream,
+            trace_norm=seen["attn_norm"],
+        )
+        self._see(trace, "qkv_matmul", layer.index, at["qkv"])
+        self._attention.append(
+            qkv=at["qkv"],
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            rotation=at["rotation"],
+            eps=c.rms_eps,
+            state=self._state,
+            q=at["q"],
+            keys=keys,
+            values=values,
+            stream=stream,
+            trace_k=seen["k_post_rope"],
+        )
+        self._see(trace, "q_post_rope", layer.index, at["q"])
+        self._attention.attend(
+            q=at["q"],
+            keys=keys,
+            values=values,
+            state=self._state,
+            partial=at["partial"],
+            arrived=self._arrived + 8,
+            mixed=at["mixed"],
+            stream=stream,
+        )
+        self._see(trace, "attention", layer.index, at["mixed"])
+        self._matvec.attention_output(
+            layer.o,
+            mixed=at["mixed"],
+            residual=at["x"],
+            stream=stream,
+            trace_out=seen["attn_out"],
+        )
+
+    def _mix_experts(self, layer: _Layer, trace: Trace | None) -> None:
+        c, at, stream = self.model.config, self._at, self._stream
+        seen = _Addresses(trace, layer.index)
+        self._router.route(
+            layer.router,
+            x=at["x"],
+            norm=layer.ffn_norm,
+            eps=c.rms_eps,
+            top_k=c.top_k,
+            logits=at["router_logits"],
+            arrived=self._arrived,
+            ids=at["ids"],
+            weights=at["weights"],
+            stream=stream,
+            trace_norm=seen["ffn_norm"],
+        )
+        self._see(trace, "moe_router", layer.index, at["weights"])
+        self._see(trace, "moe_router_indices", layer.index, at["ids"])
+        self._experts.gate_up(
+            layer.gate,
+            layer.up,
+            x=at["x"],
+            norm=layer.ffn_norm,
+            eps=c.rms_eps,
+            ids=at["ids"],
+            top_k=c.top_k,
+            experts=c.experts,
+            gated=at["gated"],
+            stream=stream,
+            trace_gate=seen["ffn_gate"],
+            trace_up=seen["ffn_up"],
+            trace_silu=seen["ffn_silu"],
+        )
+        self._see(trace, "ffn_swigl", layer.index, at["gated"])
+        self._experts.down(
+            layer.down,
+            gated=at["gated"],
+            ids=at["ids"],
+            weights=at["weights"],
+            top_k=c.top_k,
+            experts=c.experts,
+            state=self._state,
+            residual=at["x"],
+            last_layer=layer.index == c.layers - 1,
+            stream=stream,
+            trace_down=seen["ffn_out"],
+            trace_moe=seen["moe_ffn_out"],
+        )
+
+    def _see(self, trace: Trace | None, stage: str, layer: int, source: int) -> None:
+        """Copy a stage that lies in memory as it is."""
+        if trace is not None:
+            self._copy(source, trace.at(stage, layer), trace.size(stage))
+
+    def _copy(self, source: int, target: int, count: int) -> None:
+        from pycuda import driver  # noqa: PLC0415
+
+        driver.memcpy_dtod_async(target, source, 4 * count, self._stream)
+
+    # -- graphs --------------------------------------------------------------------------------
+
+    def _graph(self, kind: str) -> Graph:
+        if kind not in self._graphs:
+            graph = Graph()
+            trace = None if kind == "plain" else self._trace
+            with graph.captured(self._stream):
+                self._enqueue(trace, forced=kind == "forced")
+            self._graphs[kind] = graph
+        return self._graphs[kind]
+
+    def _rehearse(self) -> None:
+        """Run one token launch by launch: a kernel that faults is named, with its layer."""
+        kernels = [
+            kernel
+            for launcher in (
+                self._embedding,
+                self._matvec,
+                self._attention,
+                self._router,
+                self._experts,
+                self._argmax,
+            )
+            for kernel in launcher.kernels
+        ]
+
+        def wait(name: str) -> None:
+            with translated(f"in kernel {name} {self._place}"):
+                self._stream.synchronize()
+
+        for kernel in kernels:
+            kernel.after = wait
+        self._enqueue(None, forced=False)
+        for kernel in kernels:
+            kernel.after = lambda _name: None
+        # Nothing of it may stay: position 0 is NaN again.
+        c = self.model.config
+        for cache in (self._keys, self._values):
+            poison_f16(cache, c.layers * self._layer_cache)
+        self._go_to(0)
+
+    def _go_to(self, position: int) -> None:
+        upload(self._state + _POSITION, np.array([position], dtype=np.int32))
+        self.position, self._before = position, None
+
+    def _chosen(self, first: int, count: int) -> list[int]:
+        """Tokens that the device chose at ``count`` positions from ``first`` on."""
+        tokens = np.empty(count, dtype=np.int32)
+        download(self._tokens + 4 * first, tokens)
+        return [int(token) for token in tokens]
+
+    def _shown(self, logits: Floats) -> Floats:
+        """What a step returns: the logits, unless that fault is planted."""
+        if self._plant != _CACHED_OUTPUT:
+            return logits
+        before, self._before = self._before, logits
+        return logits if before is None else before
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer: the addresses of its norms, and its matrices."""
+
+    index: int
+    attn_norm: int
+    q: np.void
+    k: np.void
+    v: np.void
+    q_norm: int
+    k_norm: int
+    o: np.void
+    ffn_norm: int
+    router: np.void
+    gate: np.void
+    up: np.void
+    down: np.void
+
+
+class _Addresses:
+    """Where fused kernels write the stages that they swallow; null where nothing is traced."""
+
+    def __init__(self, trace: Trace | None, layer: int) -> None:
+        self._trace, self._layer = trace, layer
+
+    def __getitem__(self, stage: str) -> int:
+        return 0 if self._trace is None else self._trace.at(stage, self._layer)
+
+
+def variant_of(numerics: Numerics, plant: str | None = None) -> Variant:
+    """How the kernels are compiled for a numerics."""
+    return Variant(
+        accumulator=numerics.accumulator,
+        activation=numerics.activation,
+        softmax=numerics.softmax,
+        weighted_sum=numerics.weighted_sum,
+        swiglu=numerics.swiglu,
+        top_k_epsilon=numerics.top_k_epsilon,
+        plant=plant,
+    )
+
+
+def gpu_source_hash() -> str:
+    """Hash of all that computes on a GPU: kernels, launchers, options and this package."""
+    digest = hashlib.sha256(source_hash().encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        code = python_code(path.read_text(encoding="utf-8"))
+        digest.update(f"{path.name}\0{code}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _cache_bytes(config: Config, capacity: int) -> int:
+    return 2 * 2 * config.layers * capacity * config.kv_width
+
+
+def _check_shape(config: Config, gpu: Gpu, numerics: Numerics) -> None:
+    """Refuse what a block's shared memory cannot stage."""
+    widest = max(config.hidden, config.q_width, config.top_k * config.expert_width)
+    needed = input_bytes(widest, numerics.activation) + 64 * config.top_k + 16 + 4096
+    needed = max(needed, 12 * config.experts, 4 * 8 * (8 * (config.head_dim + 2) + 1024))
+    if needed > gpu.shared_bytes or config.head_dim > _MOST_HEAD_DIM:
+        raise BadInput(
+            f"vectors of {widest} values, heads of {config.head_dim} and {config.experts} experts "
+            f"take {needed} bytes of shared memory, {gpu.name} has {gpu.shared_bytes} (and heads "
+            f"of at most {_MOST_HEAD_DIM}); use --backend cpu"
+        )
+
+
+def _check_room(model: Model, gpu: Gpu, cache: int) -> None:
+    """Say how much is needed before anything is uploaded."""
+    scratch = 64 << 20
+    needed, free = model.weight_bytes + cache + scratch, gpu.free_bytes()
+    if needed > free:
+        raise BadInput(
+            f"{gpu.name} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed "
+            f"({model.weight_bytes / 1e9:.2f} weights, {cache / 1e9:.2f} KV cache); use a larger "
+            "GPU or a shorter context"
+        )

@@ -1,0 +1,161 @@
+"""What a measurement is read off from, on a CPU and on a GPU: one interface for the meter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from harness.errors import BadInput
+from harness.meter.bandwidth import cpu_read_bandwidth
+from harness.meter.gpu_energy import Energy, EnergyWindow
+from harness.meter.gpu_peak import GpuPeak
+from harness.meter.gpu_watch import Watch
+from harness.meter.memory import PeakMemory, ProcessPeak
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.meter.nvml import Gpu
+
+_ENERGY_SECONDS = 2.0  # the counter moves every 100 ms: 5 % of this
+_MOST_DISTURBED = 50  # passes in a row, after which nothing undisturbed is to be expected
+
+
+class Instruments(Protocol):
+    """Peak memory, disturbances, energy and bandwidth of the device that is measured."""
+
+    def begin(self) -> None:
+        """Note that the timed region begins: peak memory counts from here."""
+
+    def undisturbed(self, timed: Callable[[], list[float]]) -> list[float]:
+        """Run one timed pass; its samples, or none where something disturbed it.
+
+        Raises
+        ------
+        BadInput
+            Where nothing undisturbed is to be expected any more.
+
+        """
+
+    def memory(self) -> PeakMemory:
+        """Peak memory since ``begin``."""
+
+    def joules_per_sample(self, timed: Callable[[], list[float]]) -> float | None:
+        """Energy of a sample, over a window long enough for the sensor; None where none is told."""
+
+    def read_bandwidth(self) -> float:
+        """Bytes per second that this device reads at most, measured."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was seen, for the evidence."""
+
+
+class HostInstruments:
+    """Of a decode on the CPU: the process's peak memory; no energy."""
+
+    def __init__(self) -> None:
+        self._peak = ProcessPeak()
+
+    def begin(self) -> None:
+        """Note that the timed region begins."""
+        self._peak = ProcessPeak()
+
+    def undisturbed(self, timed: Callable[[], list[float]]) -> list[float]:
+        """Run the pass; a CPU tells of no disturbance."""
+        return timed()
+
+    def memory(self) -> PeakMemory:
+        """Peak resident memory of the process."""
+        return self._peak.read()
+
+    def joules_per_sample(self, timed: Callable[[], list[float]]) -> None:  # noqa: ARG002
+        """Nothing: no counter is read on CPUs."""
+        return
+
+    def read_bandwidth(self) -> float:
+        """What all threads together read."""
+        return cpu_read_bandwidth()
+
+    def to_json(self) -> dict[str, Any]:
+        """Nothing was watched."""
+        return {}
+
+
+class GpuInstruments:
+    """Of one GPU, through NVML.
+
+    Parameters
+    ----------
+    gpu
+        Opened before the decoder, with its memory baseline taken.
+    read_bandwidth
+        Measures it, in the decoder's context.
+
+    """
+
+    def __init__(self, gpu: Gpu, read_bandwidth: Callable[[], float]) -> None:
+        self._gpu, self._bandwidth = gpu, read_bandwidth
+        self._watch = Watch(gpu)
+        self._peak: GpuPeak | None = None
+        self._disturbed = 0
+        self._energy: Energy | None = None
+        self._no_energy: str | None = "not measured"
+
+    def begin(self) -> None:
+        """Note that the timed region begins."""
+        self._peak = GpuPeak(self._gpu)
+
+    def undisturbed(self, timed: Callable[[], list[float]]) -> list[float]:
+        """Run the pass between two looks at clocks and processes."""
+        self._watch.before()
+        samples = timed()
+        seen = self._watch.after(len(samples))
+        if self._peak is not None:
+            self._peak.sample()
+        if not seen:
+            self._disturbed = 0
+            return samples
+        self._disturbed += 1
+        if self._disturbed >= _MOST_DISTURBED:
+            raise BadInput(
+                f"{self._gpu.name}: {self._disturbed} passes in a row were disturbed ({seen}); "
+                "let the GPU cool, or end the other process"
+            )
+        return []
+
+    def memory(self) -> PeakMemory:
+        """Peak memory of the process on the GPU."""
+        if self._peak is None:
+            raise RuntimeError("memory() before begin(): there was no timed region")
+        return self._peak.read()
+
+    def joules_per_sample(self, timed: Callable[[], list[float]]) -> float | None:
+        """Repeat the pass for seconds, as the counter moves slowly."""
+        window = EnergyWindow(self._gpu)
+        window.start()
+        count, milliseconds = 0, 0.0
+        while milliseconds < 1000 * _ENERGY_SECONDS:
+            samples = timed()
+            count += len(samples)
+            milliseconds += sum(samples)
+        self._energy, self._no_energy = window.stop(), window.reason
+        return None if self._energy is None else self._energy.joules / count
+
+    def read_bandwidth(self) -> float:
+        """What a kernel that only reads reaches."""
+        return self._bandwidth()
+
+    def to_json(self) -> dict[str, Any]:
+        """Clocks, temperatures, processes, what was dropped; the energy window."""
+        energy = self._energy
+        return {
+            **self._watch.to_json(),
+            "energy": None
+            if energy is None
+            else {
+                "joules": energy.joules,
+                "seconds": energy.seconds,
+                "watts": energy.watts,
+                "source": energy.source,
+            },
+            "no_energy": self._no_energy,
+        }

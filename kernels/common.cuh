@@ -1,0 +1,84 @@
+// What every kernel shares: the decode state, warp reductions, and the choice of numerics.
+//
+// Numerics are chosen when the kernels are compiled (kernels/variant.py): ACCUMULATOR is one of
+// F32, F64, KAHAN, CHUNKED, QUAD; ROUND_ACTIVATIONS is 1 for q8_k, FIXED_ACTIVATIONS for i24; SOFTMAX_F64, WEIGHTED_SUM_F64
+// and SWIGLU_F64 widen one step each; STABLE_TOP_K is the epsilon of a stable top-k, in logits.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#define F32 1
+#define F64 2
+#define KAHAN 3
+#define CHUNKED 4
+#define QUAD 5
+
+#ifndef ACCUMULATOR
+#define ACCUMULATOR F32
+#endif
+#ifndef ROUND_ACTIVATIONS
+#define ROUND_ACTIVATIONS 0
+#endif
+#ifndef FIXED_ACTIVATIONS
+#define FIXED_ACTIVATIONS 0
+#endif
+#ifndef SOFTMAX_F64
+#define SOFTMAX_F64 0
+#endif
+#ifndef WEIGHTED_SUM_F64
+#define WEIGHTED_SUM_F64 0
+#endif
+#ifndef SWIGLU_F64
+#define SWIGLU_F64 0
+#endif
+
+constexpr int kThreads = 256;  // of every block, unless its kernel says otherwise
+constexpr int kWarps = kThreads / 32;
+// Blocks that a multiprocessor should hold at a time: what bounds their registers. Only the default
+// numerics is bounded; wider accumulators would spill.
+constexpr int kResident = ACCUMULATOR == F32 && !ROUND_ACTIVATIONS ? 2 : 1;
+constexpr int kTiledResident = 3;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// Where the decode stands; lives in device memory, so that a captured graph can be replayed.
+struct State {
+  int position;  // of the token being decoded: positions filled before it
+  int token;     // its id
+};
+
+__device__ inline int lane_id() { return threadIdx.x & 31; }
+__device__ inline int warp_id() { return threadIdx.x >> 5; }
+
+// Butterfly: every lane ends with the same sum, added in the same order.
+template <class T>
+__device__ inline T warp_sum(T value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) {
+    value += __shfl_xor_sync(kAllLanes, value, offset);
+  }
+  return value;
+}
+
+__device__ inline float warp_max(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+// Whether this block is the last of `blocks` to arrive; resets the counter for the next launch.
+// All that the blocks wrote to global memory before is visible to the last one.
+__device__ inline bool last_to_arrive(unsigned* counter, unsigned blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1) == blocks - 1;
+    if (last) *counter = 0;
+  }
+  __syncthreads();
+  if (last) __threadfence();
+  return last;
+}

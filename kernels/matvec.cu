@@ -1,0 +1,129 @@
+// Products of weight matrices and one vector: Q, K and V; the attention's output; the logits.
+#include "rows.cuh"
+
+// Calls `store(row, value)` for all rows of `m` times the input; this block takes every
+// gridDim.x-th sixteen.
+template <bool TILED, class Store>
+__device__ inline void for_each_row(const Matrix& m, const Input& in, Store store) {
+  for (int row = blockIdx.x * kBlockRows; row < m.rows; row += gridDim.x * kBlockRows) {
+    const Matrix* const matrices[1] = {&m};
+    float out[1];
+    block_rows<1, TILED>(matrices, row, m.rows - row, in, out);
+    if (threadIdx.x < min(kBlockRows, m.rows - row)) store(row + threadIdx.x, out[0]);
+  }
+}
+
+// Asks for the rows that `for_each_row` will read first.
+template <bool TILED>
+__device__ inline void prefetch_first(const Matrix& m) {
+  const int row = blockIdx.x * kBlockRows;
+  if (row < m.rows) prefetch_block<TILED>(m, row, m.rows - row);
+}
+
+// -- Q, K and V --------------------------------------------------------------------------------
+
+struct QkvArgs {
+  Matrix q, k, v;     // [q_width, hidden], [kv_width, hidden] twice
+  const float* x;     // [hidden]
+  const float* norm;  // [hidden]: attn_norm, applied on the way
+  float* out;         // [q_width + 2 kv_width]
+  float* trace_norm;  // [hidden] or null
+  float eps;
+  int padding;
+};
+static_assert(sizeof(QkvArgs) == QKV_ARGS_BYTES, "differs from kernels/matvec.py");
+
+// Sixteen rows, counted over the three matrices as if they were one.
+struct QkvRows {
+  Matrix m;
+  int row;     // of m
+  float* out;  // of m's first row
+};
+
+__device__ inline QkvRows sixteen_rows(const QkvArgs& a, int item) {
+  const int q_items = (a.q.rows + kBlockRows - 1) / kBlockRows;
+  const int k_items = (a.k.rows + kBlockRows - 1) / kBlockRows;
+  if (item < q_items) return {a.q, item * kBlockRows, a.out};
+  item -= q_items;
+  if (item < k_items) return {a.k, item * kBlockRows, a.out + a.q.rows};
+  return {a.v, (item - k_items) * kBlockRows, a.out + a.q.rows + a.k.rows};
+}
+
+template <bool TILED>
+__device__ inline void qkv_rows(const QkvArgs& a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  const int items = (a.q.rows + kBlockRows - 1) / kBlockRows + 2 * ((a.k.rows + kBlockRows - 1) / kBlockRows);
+  const Input in = stage_input(a.x, a.q.columns, a.norm, a.eps, a.trace_norm, memory, [&] {
+    if (blockIdx.x >= items) return;
+    const QkvRows ahead = sixteen_rows(a, blockIdx.x);
+    prefetch_block<TILED>(ahead.m, ahead.row, ahead.m.rows - ahead.row);
+  });
+  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    const QkvRows rows = sixteen_rows(a, item);
+    const int left = rows.m.rows - rows.row;
+    const Matrix* const matrices[1] = {&rows.m};
+    float out[1];
+    block_rows<1, TILED>(matrices, rows.row, left, in, out);
+    if (threadIdx.x < min(kBlockRows, left)) rows.out[rows.row + threadIdx.x] = out[0];
+  }
+}
+ROW_KERNEL(qkv, QkvArgs)
+
+// -- attention's output, added to the residual -----------------------------------------------------
+
+struct AttentionOutputArgs {
+  Matrix o;             // [hidden, q_width]
+  const float* mixed;   // [q_width]
+  float* residual;      // [hidden], added to in place
+  float* trace_out;     // [hidden] or null: the product alone
+};
+static_assert(sizeof(AttentionOutputArgs) == ATTENTION_OUTPUT_ARGS_BYTES, "differs from kernels/matvec.py");
+
+template <bool TILED>
+__device__ inline void attention_output_rows(const AttentionOutputArgs& a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  const Input in = stage_input<16>(a.mixed, a.o.columns, nullptr, 0, nullptr, memory, [&] { prefetch_first<TILED>(a.o); });
+  for_each_row<TILED>(a.o, in, [&](int row, float y) {
+    if (a.trace_out != nullptr) a.trace_out[row] = y;
+    a.residual[row] += y;
+  });
+}
+ROW_KERNEL(attention_output, AttentionOutputArgs)
+
+// -- logits ---------------------------------------------------------------------------------------
+
+struct LogitsArgs {
+  Matrix output;      // [vocab, hidden]
+  const float* x;     // [hidden]
+  const float* norm;  // [hidden]: output_norm, applied on the way
+  float* logits;      // [vocab]
+  float* trace_norm;  // [hidden] or null
+  float eps;
+  int padding;
+};
+static_assert(sizeof(LogitsArgs) == LOGITS_ARGS_BYTES, "differs from kernels/matvec.py");
+
+template <bool TILED>
+__device__ inline void logits_rows(const LogitsArgs& a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  const Input in = stage_input(a.x, a.output.columns, a.norm, a.eps, a.trace_norm, memory, [&] { prefetch_first<TILED>(a.output); });
+  for_each_row<TILED>(a.output, in, [&](int row, float y) { a.logits[row] = y; });
+}
+ROW_KERNEL(logits, LogitsArgs)
+
+// -- one matrix by itself: what the kernel benchmarks and tests launch ------------------------------
+
+struct MatvecArgs {
+  Matrix m;        // [rows, columns]
+  const float* x;  // [columns]
+  float* out;      // [rows]
+};
+static_assert(sizeof(MatvecArgs) == MATVEC_ARGS_BYTES, "differs from kernels/matvec.py");
+
+template <bool TILED>
+__device__ inline void matvec_rows(const MatvecArgs& a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  const Input in = stage_input(a.x, a.m.columns, nullptr, 0, nullptr, memory, [&] { prefetch_first<TILED>(a.m); });
+  for_each_row<TILED>(a.m, in, [&](int row, float y) { a.out[row] = y; });
+}
+ROW_KERNEL(matvec, MatvecArgs)
