@@ -81,6 +81,9 @@ class Decoder(Protocol):
         Keys are as after RoPE. ``position`` becomes ``positions``.
         """
 
+    def sibling(self, capacity: int) -> Decoder:
+        """Open another decoder of the same model, numerics and device; weights may be shared."""
+
     def ran(self) -> Mapping[str, object]:
         """Say what computes: backend, device, threads, kernel source hash."""
 

@@ -17,32 +17,43 @@ class Settings:
     Attributes
     ----------
     model
-        ``MOE_HARNESS_MODEL``: the GGUF that ``decode.Qwen3MoeDecode`` decodes.
+        ``MOE_HARNESS_MODEL``: the GGUF that ``decode.Qwen3MoeDecode`` decodes; None: a synthetic
+        one, written once into ``models``.
+    models
+        ``MOE_HARNESS_MODELS``: where that is kept, ``~/.cache/moe-harness/models`` unless given.
     plant
         ``MOE_HARNESS_PLANT``: a fault to plant in every benchmarked decoder, to see it rejected.
     results
         ``MOE_HARNESS_RESULTS``: where evidence goes; asv's results folder unless given.
+    llama_bench
+        ``MOE_HARNESS_LLAMA_BENCH``: a llama-bench to measure beside us, None for none.
     commit
         ``ASV_COMMIT``: what asv installed, None where it measures the checkout.
 
     """
 
     model: Path | None
+    models: Path
     plant: str | None
     results: Path
+    llama_bench: Path | None
     commit: str | None
 
 
 _CHECKOUT = Path(__file__).parents[1]
+_MODELS = "~/.cache/moe-harness/models"
 
 
 def settings() -> Settings:
     """Read the environment as it is now."""
     model, results = os.environ.get("MOE_HARNESS_MODEL"), os.environ.get("MOE_HARNESS_RESULTS")
+    llama_bench = os.environ.get("MOE_HARNESS_LLAMA_BENCH")
     return Settings(
         model=Path(model) if model else None,
+        models=Path(os.environ.get("MOE_HARNESS_MODELS") or _MODELS).expanduser(),
         plant=os.environ.get("MOE_HARNESS_PLANT") or None,
         results=Path(results) if results else _asv_folder() / "results",
+        llama_bench=Path(llama_bench) if llama_bench else None,
         commit=os.environ.get("ASV_COMMIT") or None,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 
@@ -142,7 +142,7 @@ def guarded_decode(
     plant: str | None = None,
     rule: StoppingRule | None = None,
 ) -> DecodeMeasurement:
-    """Decode, guard, and measure; the only way from a model to a number.
+    """Decode, guard, and measure once; the only way from a model to a number.
 
     Raises
     ------
@@ -150,43 +150,103 @@ def guarded_decode(
         By the guard, or because the timed run was not the guarded one.
 
     """
-    capacity = depth + len(prompt) + tokens
-    if capacity > model.config.context_length:
-        raise BadInput(
-            f"{depth} cached + {len(prompt)} prompt + {tokens} tokens are {capacity} positions, "
-            f"but the model's context is {model.config.context_length}; ask for fewer"
-        )
-    watched = _watched(backend, device)
-    decoder = open_decoder(
-        model, backend=backend, numerics=numerics, capacity=capacity, device=device, plant=plant
-    )
+    with DecodeSession(
+        model, backend=backend, numerics=numerics, device=device, plant=plant
+    ) as session:
+        return session.measure(prompt, tokens=tokens, depth=depth, rule=rule)
 
-    def check(
+
+class DecodeSession:
+    """Guarded decodes of one model, one after the other, on weights that are loaded once."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        backend: str = "auto",
+        numerics: str | None = None,
+        device: int = 0,
+        plant: str | None = None,
+    ) -> None:
+        self._model, self._backend, self._numerics = model, chosen_backend(backend), numerics
+        self._device, self._plant = device, plant
+        self._watched = _watched(self._backend, device)
+        self._decoder: Decoder | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+        if self._watched is not None:
+            self._watched.close()
+
+    def measure(
+        self,
+        prompt: Sequence[int],
+        *,
+        tokens: int,
+        depth: int = 0,
+        rule: StoppingRule | None = None,
+    ) -> DecodeMeasurement:
+        """Decode ``tokens`` after ``prompt``, with ``depth`` positions cached before.
+
+        Raises
+        ------
+        Rejected
+            By the guard, or because the timed run was not the guarded one.
+        BadInput
+            Where that is more than the model's context.
+
+        """
+        context, capacity = self._model.config.context_length, depth + len(prompt) + tokens
+        if capacity > context:
+            raise BadInput(
+                f"{depth} cached + {len(prompt)} prompt + {tokens} tokens are {capacity} "
+                f"positions, but the model's context is {context}; ask for fewer"
+            )
+        return measure_decode(
+            self._open(capacity),
+            Workload(tuple(prompt), depth, tokens),
+            self._check,
+            instruments=_instruments(self._device, self._watched),
+            rule=rule,
+        )
+
+    def _open(self, capacity: int) -> Decoder:
+        """Open a decoder of that capacity, with the last one's weights; the last one is closed."""
+        if self._decoder is None:
+            self._decoder = open_decoder(
+                self._model,
+                backend=self._backend,
+                numerics=self._numerics,
+                capacity=capacity,
+                device=self._device,
+                plant=self._plant,
+            )
+        else:
+            last, self._decoder = self._decoder, self._decoder.sibling(capacity)
+            last.close()
+        return self._decoder
+
+    def _check(
+        self,
         candidate: Decoder,
         ids: Sequence[int],
         cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
     ) -> Evidence:
         # Closed on return: the oracle is not resident while memory is measured.
-        oracle = open_oracle(model, candidate.numerics, capacity, device)
+        oracle = open_oracle(self._model, candidate.numerics, candidate.capacity, self._device)
         try:
             return guard(candidate, oracle, ids, cache=cache)
         finally:
             oracle.close()
 
-    workload = Workload(tuple(prompt), depth, tokens)
-    try:
-        return measure_decode(
-            decoder, workload, check, instruments=_instruments(device, watched), rule=rule
-        )
-    finally:
-        decoder.close()
-        if watched is not None:
-            watched.close()
-
 
 def _watched(backend: str, device: int) -> Gpu | None:
     """Open the GPU that a decoder will use for NVML, before anything is allocated on it."""
-    if chosen_backend(backend) != "cuda":
+    if backend != "cuda":
         return None
     from harness.backends.cuda.gpu import find_gpu  # noqa: PLC0415 - needs CUDA
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from harness.errors import HardwareAbsent, Rejected
+from harness.backends.cuda.gpu import find_gpu
+from harness.errors import BadInput, HardwareAbsent, Rejected
+from harness.guard import Evidence
 from harness.meter.commit import this_commit
 from harness.meter.identity import machine_identity
 from harness.meter.sidecar import write_sidecar
@@ -18,17 +20,25 @@ from harness.meter.stopping import StoppingRule
 from harness.model import open_model
 from harness.model.embedded import heldout
 from harness.model.embedded import path as embedded_path
+from harness.model.prompts import CANONICAL
+from harness.model.synth import synthesise
+from harness.peers import measure_llama_bench
 from harness.settings import settings
-from harness.suite import guarded_decode, guarded_kernel, parity
+from harness.suite import DecodeSession, guarded_kernel, parity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-    from harness.model import Model
+    from harness.meter.decode import DecodeMeasurement
 
     Figure: TypeAlias = float | dict[str, Any]
 
 _TOKENS = 32
+_GPU_TOKENS = 128  # as llama-bench decodes
+_GPU_PROMPT = CANONICAL["canonical_3tok"]
+_GPU_SECONDS = 6.0  # of noise at most, at each depth
+_PRESET = "qwen3-30b-a3b"
 _PARITY_POSITIONS = 64
 _KEPT_SAMPLES = 200
 _KERNEL_SECONDS = 4.0  # of noise at most, for each of many kernels
@@ -62,7 +72,35 @@ class Outcome:
 def embedded_decode(benchmark: str, depths: Sequence[int]) -> dict[int, Outcome]:
     """Decode the embedded model on the CPU at each depth."""
     model = open_model(embedded_path())
-    return {depth: _decode(f"{benchmark} depth={depth}", model, "cpu", depth) for depth in depths}
+    if model.tokenizer is None:
+        raise AssertionError("the embedded model has a tokenizer")
+    prompt = model.tokenizer.encode("def read(self")
+    with DecodeSession(model, backend="cpu", plant=settings().plant) as session:
+        return _decodes(benchmark, session, prompt, depths, _TOKENS, StoppingRule())
+
+
+def qwen3moe_decode(benchmark: str, depths: Sequence[int]) -> dict[int, Outcome]:
+    """Decode the 30B model on the GPU at each depth; n/a where there is none."""
+    try:
+        find_gpu(0)
+    except HardwareAbsent as error:
+        return dict.fromkeys(depths, Outcome(absent=str(error)))
+    model = open_model(_qwen3moe_path())
+    with DecodeSession(model, backend="cuda", plant=settings().plant) as session:
+        rule = StoppingRule(time_out=_GPU_SECONDS)
+        return _decodes(benchmark, session, _GPU_PROMPT, depths, _GPU_TOKENS, rule)
+
+
+def _qwen3moe_path() -> Path:
+    """Return the file that was named, or the synthetic one, which is written the first time."""
+    named = settings().model
+    if named is not None:
+        return named
+    path = settings().models / f"{_PRESET}.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        synthesise(_PRESET, path)
+    return path
 
 
 def cpu_products(
@@ -112,27 +150,83 @@ def embedded_parity(benchmark: str, numerics: Sequence[str]) -> dict[str, Outcom
     return {name: one(name) for name in numerics}
 
 
-def _decode(benchmark: str, model: Model, backend: str, depth: int) -> Outcome:
-    prompt = [0] if model.tokenizer is None else model.tokenizer.encode("def read(self")
+def peers(benchmark: str, depths: Sequence[int]) -> dict[int, Outcome]:
+    """Ask llama-bench for its own figures, on the file that ``decode.Qwen3MoeDecode`` decodes."""
+    binary = settings().llama_bench
+    if binary is None:
+        absent = "MOE_HARNESS_LLAMA_BENCH names no llama-bench"
+        return dict.fromkeys(depths, Outcome(absent=absent))
+    try:
+        uuid = find_gpu(0).uuid
+    except HardwareAbsent as error:
+        return dict.fromkeys(depths, Outcome(absent=str(error)))
+    path = _qwen3moe_path()
+    fingerprint = open_model(path).fingerprint
+    return {
+        depth: _peer(f"{benchmark} depth={depth}", binary, path, fingerprint, uuid, depth)
+        for depth in depths
+    }
 
+
+def _peer(
+    benchmark: str, binary: Path, path: Path, fingerprint: str, gpu: str, depth: int
+) -> Outcome:
     def run() -> tuple[dict[str, Figure], dict[str, Any]]:
-        measured = guarded_decode(
-            model,
-            prompt,
-            backend=backend,
-            tokens=_TOKENS,
-            depth=depth,
-            plant=settings().plant,
-        )
+        try:
+            measured = measure_llama_bench(binary, path, depth, gpu=gpu)
+        except HardwareAbsent:
+            raise
+        except BadInput as error:
+            # A depth that does not fit into memory must not take the others with it.
+            raise Rejected([str(error)]) from None
         figures: dict[str, Figure] = {
-            "ms_per_token": _samples(measured.time.samples),
-            "tokens_per_second": measured.tokens_per_second,
-            "peak_memory": measured.memory.peak_bytes,
-            "roofline_fraction": measured.roofline_fraction,
+            "ms_per_token": _samples(measured.ms_per_token),
+            "tokens_per_second": measured.avg_ts,
         }
-        return figures, _thinned(measured.to_json(), "ms_per_token")
+        return figures, {**measured.to_json(), "model_fingerprint": fingerprint}
 
     return _recorded(benchmark, run)
+
+
+def _decodes(
+    benchmark: str,
+    session: DecodeSession,
+    prompt: Sequence[int],
+    depths: Sequence[int],
+    tokens: int,
+    rule: StoppingRule,
+) -> dict[int, Outcome]:
+    """Decode at each depth, on weights that are loaded once."""
+
+    def one(depth: int) -> Outcome:
+        def run() -> tuple[dict[str, Figure], dict[str, Any]]:
+            measured = session.measure(prompt, tokens=tokens, depth=depth, rule=rule)
+            return _decode_figures(measured), _thinned(measured.to_json(), "ms_per_token")
+
+        return _recorded(f"{benchmark} depth={depth}", run)
+
+    return {depth: one(depth) for depth in depths}
+
+
+def _decode_figures(measured: DecodeMeasurement) -> dict[str, Figure]:
+    evidence = measured.time.evidence
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"a decode's evidence is the guard's, found {type(evidence).__name__}")
+    seen = evidence.decisive
+    figures: dict[str, Figure] = {
+        "ms_per_token": _samples(measured.time.samples),
+        "tokens_per_second": measured.tokens_per_second,
+        "peak_memory": measured.memory.peak_bytes,
+        "memory_share": measured.memory.peak_bytes / measured.memory_allowed,
+        "roofline_fraction": measured.roofline_fraction,
+        "distance": evidence.distance,
+        "cosine_loss": float(1 - seen.moe_cosine.min()),
+        "experts_swapped": float(len(seen.swaps)),
+        "argmaxes_changed": float(len(seen.argmax_margins)),
+    }
+    if measured.energy is not None:
+        figures["joules_per_token"] = measured.energy
+    return figures
 
 
 def _recorded(

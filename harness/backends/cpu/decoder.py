@@ -90,7 +90,7 @@ class CpuDecoder:
         self.device, self.device_id = cpu_name(), "cpu"
         self.threads = threads or default_threads()
         self.position = 0
-        self._decide = planted(plant)
+        self._plant, self._decide = plant, planted(plant)
         self._before: Floats | None = None
 
         c, rounds = model.config, numerics.activation == "q8_k"
@@ -168,6 +168,10 @@ class CpuDecoder:
         self._values[:, :positions] = values
         self.position = positions
         self._before = None
+
+    def sibling(self, capacity: int) -> CpuDecoder:
+        """Open another decoder of the same model (``harness.decoder.Decoder.sibling``)."""
+        return CpuDecoder(self.model, self.numerics, capacity, self._plant, self.threads)
 
     def ran(self) -> dict[str, object]:
         """Say what computes."""

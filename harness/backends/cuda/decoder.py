@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,9 @@ import numpy as np
 
 from harness.backends.cuda.gpu import Gpu, open_gpu, translated
 from harness.backends.cuda.graph import Graph
-from harness.backends.cuda.memory import DeviceMemory, Tiler, download, poison_f16, upload
+from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, upload
 from harness.backends.cuda.trace import Trace
+from harness.backends.cuda.weights import DeviceWeights, Held, Layer
 from harness.decoder import TimedPass
 from harness.errors import BadInput
 from kernels import FAMILIES
@@ -25,19 +25,16 @@ from kernels.experts import Experts
 from kernels.family import Heads, Variant
 from kernels.launch import input_bytes
 from kernels.matvec import Matvec
-from kernels.pack import Pack
 from kernels.router import Router
-from kernels.weights import can_be_tiled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from harness.model import Config, Model
     from harness.numerics import Numerics
     from harness.stages import Capture
-    from kernels.compiler import Program
 
     Floats = NDArray[np.float32]
 
@@ -46,12 +43,6 @@ _CACHED_OUTPUT = "cached_output"
 PLANTS = (*(plant for family in FAMILIES for plant in family.plants), _CACHED_OUTPUT)
 
 _MOST_HEAD_DIM = 512  # above it a lane cannot hold its share in registers
-_READ_TOGETHER = (
-    ("attn_q", "attn_k", "attn_v"),
-    ("attn_output",),
-    ("ffn_gate_exps", "ffn_up_exps"),
-    ("ffn_down_exps",),
-)
 _TOKEN, _POSITION = 4, 0  # offsets in the kernels' State
 
 
@@ -75,6 +66,8 @@ class CudaDecoder:
         Which GPU.
     plant
         A fault to plant (``PLANTS``), None for none.
+    weights
+        Those of a sibling; uploaded unless given.
 
     Raises
     ------
@@ -96,6 +89,7 @@ class CudaDecoder:
         capacity: int,
         device: int = 0,
         plant: str | None = None,
+        weights: DeviceWeights | None = None,
     ) -> None:
         if capacity < 1:
             raise BadInput(f"a cache of {capacity} positions, expected at least 1")
@@ -109,10 +103,12 @@ class CudaDecoder:
         self._plant = plant
         self._before: Floats | None = None
         self._memory = DeviceMemory()
+        self._weights = weights
+        self._held: Held | None = None
         self._graphs: dict[str, Graph] = {}
         self._place = "opening"
         _check_shape(model.config, self.gpu, numerics)
-        _check_room(model, self.gpu, self.cache_bytes)
+        _check_room(0 if weights else model.weight_bytes, self.gpu, self.cache_bytes)
         try:
             with translated("opening the decoder"):
                 self._open(plant)
@@ -132,11 +128,11 @@ class CudaDecoder:
         self._router, self._experts = Router(program), Experts(program)
         self._argmax = Argmax(program)
 
-        tables = self._upload(program)
-        self._table = tables["token_embd.weight"]
-        self._output = tables[self.model.output.name]
-        self._layers = [self._layer(index, tables) for index in range(c.layers)]
-        self._final_norm = self._vector("output_norm.weight")
+        if self._weights is None:
+            self._weights = DeviceWeights(
+                self.model, program, tiles=self.numerics.activation == "i24"
+            )
+        self._held = self._weights.hold()
         half = np.arange(c.head_dim // 2, dtype=np.float64)
         self._frequencies = memory.array(c.rope_base ** (-2 * half / c.head_dim), "scratch")
 
@@ -166,61 +162,6 @@ class CudaDecoder:
         self._forced = 0  # address of teacher-forced inputs, once there are some
         self._staging = driver.pagelocked_empty(c.vocab, np.float32)
         self._rehearse()
-
-    def _upload(self, program: Program) -> dict[str, np.void]:
-        """Upload every matrix, in tiles where the numerics has them and the shapes allow it."""
-        tiles = self._tiled_names() if self.numerics.activation == "i24" else set()
-        tiler = Tiler(Pack(program), self._stream) if tiles else None
-        tables = {
-            name: self._memory.weights(tensor, tiler if name in tiles else None)
-            for name, tensor in self.model.tensors.items()
-            if len(tensor.shape) > 1
-        }
-        if tiler is not None:
-            tiler.close()
-        return tables
-
-    def _tiled_names(self) -> set[str]:
-        """Matrices that become tiles; those that one kernel reads do so together or not at all."""
-        groups = [
-            [f"blk.{layer}.{short}.weight" for short in together]
-            for layer in range(self.model.config.layers)
-            for together in _READ_TOGETHER
-        ]
-        if not self.model.config.tied_output:  # else it is the embedding, which is read by rows
-            groups.append(["output.weight"])
-        return {
-            name
-            for group in groups
-            for name in group
-            if all(can_be_tiled(self.model[n].format.name, self.model[n].shape) for n in group)
-        }
-
-    def _layer(self, index: int, tables: Mapping[str, np.void]) -> _Layer:
-        def matrix(short: str) -> np.void:
-            return tables[f"blk.{index}.{short}.weight"]
-
-        def vector(short: str) -> int:
-            return self._vector(f"blk.{index}.{short}.weight")
-
-        return _Layer(
-            index,
-            attn_norm=vector("attn_norm"),
-            q=matrix("attn_q"),
-            k=matrix("attn_k"),
-            v=matrix("attn_v"),
-            q_norm=vector("attn_q_norm"),
-            k_norm=vector("attn_k_norm"),
-            o=matrix("attn_output"),
-            ffn_norm=vector("ffn_norm"),
-            router=matrix("ffn_gate_inp"),
-            gate=matrix("ffn_gate_exps"),
-            up=matrix("ffn_up_exps"),
-            down=matrix("ffn_down_exps"),
-        )
-
-    def _vector(self, name: str) -> int:
-        return self._memory.array(self.model[name].values(), "weights norms")
 
     # -- the protocol --------------------------------------------------------------------------
 
@@ -333,6 +274,23 @@ class CudaDecoder:
                 upload(cache + 2 * layer * self._layer_cache, filled[layer].astype(np.float16))
         self._go_to(positions)
 
+    def sibling(self, capacity: int) -> CudaDecoder:
+        """Open another decoder on the same weights (``harness.decoder.Decoder.sibling``)."""
+        return CudaDecoder(
+            self.model,
+            self.numerics,
+            capacity,
+            self.gpu.ordinal,
+            self._plant,
+            weights=self._on_device,
+        )
+
+    @property
+    def _on_device(self) -> DeviceWeights:
+        if self._weights is None:
+            raise RuntimeError("a decoder that is not open has no weights")
+        return self._weights
+
     def ran(self) -> dict[str, object]:
         """Say what computes."""
         return {
@@ -343,7 +301,7 @@ class CudaDecoder:
             "numerics": self.numerics.name,
             "cache": self.numerics.cache,
             "graph_nodes": self._graph("plain").nodes,
-            "memory_by_purpose": dict(self._memory.by_purpose),
+            "memory_by_purpose": {**self._on_device.by_purpose, **self._memory.by_purpose},
             "source_hash": gpu_source_hash(),
         }
 
@@ -353,6 +311,9 @@ class CudaDecoder:
             graph.close()
         self._graphs.clear()
         self._memory.free()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     # -- one token -----------------------------------------------------------------------------
 
@@ -361,7 +322,7 @@ class CudaDecoder:
         c, at, stream = self.model.config, self._at, self._stream
         self._place = "in the embedding"
         self._embedding.embed(
-            self._table,
+            self._on_device.table,
             state=self._state,
             frequencies=self._frequencies,
             x=at["x"],
@@ -369,7 +330,7 @@ class CudaDecoder:
             half_dim=c.head_dim // 2,
             stream=stream,
         )
-        for layer in self._layers:
+        for layer in self._on_device.layers:
             self._place = f"in layer {layer.index}"
             if forced:
                 self._copy(self._forced + 4 * layer.index * c.hidden, at["x"], c.hidden)
@@ -380,9 +341,9 @@ class CudaDecoder:
             self._see(trace, "post_ffn_residual", layer.index, at["x"])
         self._place = "behind the last layer"
         self._matvec.logits(
-            self._output,
+            self._on_device.output,
             x=at["x"],
-            norm=self._final_norm,
+            norm=self._on_device.final_norm,
             eps=c.rms_eps,
             logits=at["logits"],
             stream=stream,
@@ -399,7 +360,7 @@ class CudaDecoder:
             stream=stream,
         )
 
-    def _attend(self, layer: _Layer, trace: Trace | None) -> None:
+    def _attend(self, layer: Layer, trace: Trace | None) -> None:
         c, at, stream = self.model.config, self._at, self._stream
         seen = _Addresses(trace, layer.index)
         keys = self._keys + 2 * layer.index * self._layer_cache
@@ -449,7 +410,7 @@ class CudaDecoder:
             trace_out=seen["attn_out"],
         )
 
-    def _mix_experts(self, layer: _Layer, trace: Trace | None) -> None:
+    def _mix_experts(self, layer: Layer, trace: Trace | None) -> None:
         c, at, stream = self.model.config, self._at, self._stream
         seen = _Addresses(trace, layer.index)
         self._router.route(
@@ -567,25 +528,6 @@ class CudaDecoder:
         return logits if before is None else before
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One layer: the addresses of its norms, and its matrices."""
-
-    index: int
-    attn_norm: int
-    q: np.void
-    k: np.void
-    v: np.void
-    q_norm: int
-    k_norm: int
-    o: np.void
-    ffn_norm: int
-    router: np.void
-    gate: np.void
-    up: np.void
-    down: np.void
-
-
 class _Addresses:
     """Where fused kernels write the stages that they swallow; null where nothing is traced."""
 
@@ -635,13 +577,13 @@ def _check_shape(config: Config, gpu: Gpu, numerics: Numerics) -> None:
         )
 
 
-def _check_room(model: Model, gpu: Gpu, cache: int) -> None:
+def _check_room(weights: int, gpu: Gpu, cache: int) -> None:
     """Say how much is needed before anything is uploaded."""
     scratch = 64 << 20
-    needed, free = model.weight_bytes + cache + scratch, gpu.free_bytes()
+    needed, free = weights + cache + scratch, gpu.free_bytes()
     if needed > free:
         raise BadInput(
             f"{gpu.name} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed "
-            f"({model.weight_bytes / 1e9:.2f} weights, {cache / 1e9:.2f} KV cache); use a larger "
+            f"({weights / 1e9:.2f} weights, {cache / 1e9:.2f} KV cache); use a larger "
             "GPU or a shorter context"
         )
