@@ -6,22 +6,36 @@
 # whatever index pip is configured for. On macOS and Windows PyPI's build is the CPU build anyway.
 # On a GPU host: `make .venv/installed TORCH=torch TORCH_INDEX=` takes the CUDA build.
 
+#
+# A host without a network: `make WHEELS=folder EXTRAS=gpu,bench .venv/installed` installs from a
+# folder of wheels alone (docs/gpu-host.md).
+
 PYTHON ?= python3
+WHEELS ?=
+EXTRAS ?= dev
+VENV ?=
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 COMMIT = $$(git rev-parse HEAD)
 
-.PHONY: bench test lint history clean
+.PHONY: bench test lint history clean from-network
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV) .venv
+	if [ -n "$(WHEELS)" ]; then \
+	  $(BIN)/python -m pip install --quiet --no-index --find-links "$(WHEELS)" hatchling editables \
+	  && $(BIN)/python -m pip install --quiet --no-index --find-links "$(WHEELS)" \
+	    --no-build-isolation --editable '.[$(EXTRAS)]'; \
+	else $(MAKE) --no-print-directory from-network; fi
+	touch $@
+
+from-network:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	{ [ -n "$(TORCH_INDEX)" ] && PIP_EXTRA_INDEX_URL= $(BIN)/python -m pip install --quiet \
 	    --retries 0 --timeout 10 --index-url "$(TORCH_INDEX)" "$(TORCH)" 2>/dev/null; } \
 	  || $(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 
 # asv's exit status is kept: a rejected guard fails the run, and the site is published all the same.
 MACHINE = $$($(BIN)/moe-harness machine --name)

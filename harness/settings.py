@@ -27,6 +27,8 @@ class Settings:
         ``MOE_HARNESS_RESULTS``: where evidence goes; asv's results folder unless given.
     llama_bench
         ``MOE_HARNESS_LLAMA_BENCH``: a llama-bench to measure beside us, None for none.
+    busy
+        ``MOE_HARNESS_BUSY``: measure on the CPU although others use it, and say so.
     commit
         ``ASV_COMMIT``: what asv installed, None where it measures the checkout.
 
@@ -37,6 +39,7 @@ class Settings:
     plant: str | None
     results: Path
     llama_bench: Path | None
+    busy: bool
     commit: str | None
 
 
@@ -54,6 +57,7 @@ def settings() -> Settings:
         plant=os.environ.get("MOE_HARNESS_PLANT") or None,
         results=Path(results) if results else _asv_folder() / "results",
         llama_bench=Path(llama_bench) if llama_bench else None,
+        busy=os.environ.get("MOE_HARNESS_BUSY", "") not in ("", "0"),
         commit=os.environ.get("ASV_COMMIT") or None,
     )
 

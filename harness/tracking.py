@@ -25,12 +25,14 @@ from harness.model.synth import synthesise
 from harness.peers import measure_llama_bench
 from harness.settings import settings
 from harness.suite import DecodeSession, guarded_kernel, parity
+from kernels.family import Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from harness.meter.decode import DecodeMeasurement
+    from harness.workbench import Declaration
 
     Figure: TypeAlias = float | dict[str, Any]
 
@@ -148,6 +150,34 @@ def embedded_parity(benchmark: str, numerics: Sequence[str]) -> dict[str, Outcom
         return _recorded(f"{benchmark} {name}", run)
 
     return {name: one(name) for name in numerics}
+
+
+def own_kernels(benchmark: str, declarations: Iterable[Declaration]) -> dict[str, Outcome]:
+    """Time each declared kernel on the GPU."""
+    from harness.workbench import measure  # noqa: PLC0415 - the cuda backend, only where asked for
+
+    def one(declaration: Declaration) -> Outcome:
+        def run() -> tuple[dict[str, Figure], dict[str, Any]]:
+            plant = settings().plant
+            variant = Variant(plant=plant if plant in declaration.faults else None)
+            rule = StoppingRule(time_out=_KERNEL_SECONDS)
+            try:
+                measured = measure(declaration, variant, rule=rule)
+            except HardwareAbsent:
+                raise
+            except BadInput as error:
+                # A kernel that does not compile must not take the others with it.
+                raise Rejected([str(error)]) from None
+            figures: dict[str, Figure] = {
+                "microseconds": _samples(measured.time.samples),
+                "gigabytes_per_second": measured.bytes_per_second / 1e9,
+                "roofline_fraction": measured.bytes_per_second / measured.bandwidth,
+            }
+            return figures, _thinned(measured.to_json(), "us")
+
+        return _recorded(f"{benchmark} {declaration.name}", run)
+
+    return {declaration.name: one(declaration) for declaration in declarations}
 
 
 def peers(benchmark: str, depths: Sequence[int]) -> dict[int, Outcome]:

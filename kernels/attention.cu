@@ -94,7 +94,7 @@ constexpr int kBatch = 4;                       // positions whose keys a warp l
 constexpr int kScores = kHeads * kBatch;        // at most one a lane
 constexpr int kSpread = 32 / kScores;           // lanes that hold the same score
 constexpr int kPairs = (HEAD_DIM + 63) / 64;    // pairs of values of a head that a lane holds
-constexpr int kUnsplit = 256;                   // positions up to which merging blocks would cost more
+constexpr int kUnsplit = 32;                   // positions up to which merging blocks would cost more
 constexpr int kRecord = HEAD_DIM + 2;           // sums of values, then the largest score, then the
                                                 // sum of the weights
 static_assert(kScores <= 32, "a lane holds one score");

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def finite_or_none(value: float) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """Make a float that JSON can carry: None in place of NaN and infinities."""
-    return float(value) if np.isfinite(value) else None
+    return None if value is None or not np.isfinite(value) else float(value)
 
 
 def cosine(candidate: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.guard.distance import finite_or_none
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -102,15 +104,15 @@ class LayerEvidence:
         """As DESIGN.md has it; infinities become None, as JSON has none."""
         return {
             "layer": self.layer,
-            "moe_ffn_out_cosine": _number(self.moe_ffn_out_cosine),
-            "moe_ffn_out_rel_l2": _number(self.moe_ffn_out_rel_l2),
-            "forced_cosine": _number(self.forced_cosine),
-            "forced_rel_l2": _number(self.forced_rel_l2),
+            "moe_ffn_out_cosine": finite_or_none(self.moe_ffn_out_cosine),
+            "moe_ffn_out_rel_l2": finite_or_none(self.moe_ffn_out_rel_l2),
+            "forced_cosine": finite_or_none(self.forced_cosine),
+            "forced_rel_l2": finite_or_none(self.forced_rel_l2),
             "experts_equal": self.experts_equal,
             "experts_differ": [
-                [*swap.to_json()[:3], _number(swap.margin)] for swap in self.experts_differ
+                [*swap.to_json()[:3], finite_or_none(swap.margin)] for swap in self.experts_differ
             ],
-            "router_cosine": _number(self.router_cosine),
+            "router_cosine": finite_or_none(self.router_cosine),
         }
 
 
@@ -198,10 +200,10 @@ class Evidence:
                 "faults": main.argmax_faults,
             },
             "argmax_differ": [
-                [position, candidate, reference, _number(margin), _number(bound)]
+                [position, candidate, reference, finite_or_none(margin), finite_or_none(bound)]
                 for position, candidate, reference, margin, bound in main.argmax_margins
             ],
-            "logits_cosine": _number(float(main.logits_cosine.min())),
+            "logits_cosine": finite_or_none(float(main.logits_cosine.min())),
             "free_running": _summary(self.free),
             "teacher_forced": _summary(self.forced),
             "replays": [
@@ -210,18 +212,14 @@ class Evidence:
                 if swap.is_tie
             ],
             "findings": [
-                {"what": f.what, "value": _number(f.value), "limit": f.limit} for f in self.findings
+                {"what": f.what, "value": finite_or_none(f.value), "limit": finite_or_none(f.limit)}
+                for f in self.findings
             ],
             "worst": self.worst.what,
-            "distance": _number(self.distance),
+            "distance": finite_or_none(self.distance),
             "ran": dict(self.ran),
             "model": dict(self.model),
         }
-
-
-def _number(value: float | None) -> float | None:
-    """Make a float that JSON can carry: None in place of NaN and infinities."""
-    return None if value is None or not np.isfinite(value) else float(value)
 
 
 def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
@@ -229,14 +227,16 @@ def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
     if seen is None:
         return None
     return {
-        "worst_moe_ffn_out_cosine": _number(float(seen.moe_cosine.min())),
-        "worst_moe_ffn_out_rel_l2": _number(float(seen.moe_rel_l2.max())),
-        "worst_row_rel_l2": _number(float(max(seen.moe_row.max(), seen.attention_row.max()))),
-        "worst_attention_rel_l2": _number(float(seen.attention_rel_l2.max())),
-        "worst_router_weight_difference": _number(float(seen.router_weight.max())),
+        "worst_moe_ffn_out_cosine": finite_or_none(float(seen.moe_cosine.min())),
+        "worst_moe_ffn_out_rel_l2": finite_or_none(float(seen.moe_rel_l2.max())),
+        "worst_row_rel_l2": finite_or_none(
+            float(max(seen.moe_row.max(), seen.attention_row.max()))
+        ),
+        "worst_attention_rel_l2": finite_or_none(float(seen.attention_rel_l2.max())),
+        "worst_router_weight_difference": finite_or_none(float(seen.router_weight.max())),
         "expert_sets_differ": len(seen.swaps),
         "expert_sets": int(seen.moe_cosine.size),
-        "worst_logits_cosine": _number(float(seen.logits_cosine.min())),
-        "worst_logits_rel_l2": _number(float(seen.logits_rel_l2.max())),
+        "worst_logits_cosine": finite_or_none(float(seen.logits_cosine.min())),
+        "worst_logits_rel_l2": finite_or_none(float(seen.logits_rel_l2.max())),
         "argmax_agree": seen.argmax_agree,
     }

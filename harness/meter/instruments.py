@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import BadInput
@@ -9,7 +10,9 @@ from harness.meter.bandwidth import cpu_read_bandwidth
 from harness.meter.gpu_energy import Energy, EnergyWindow
 from harness.meter.gpu_peak import GpuPeak
 from harness.meter.gpu_watch import Watch
+from harness.meter.host_watch import MOST_FOREIGN_CORES, HostWatch
 from harness.meter.memory import PeakMemory, ProcessPeak
+from harness.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from harness.meter.nvml import Gpu
 
 _ENERGY_SECONDS = 2.0  # the counter moves every 100 ms: 5 % of this
+_WINDOW_SECONDS = 0.25  # the system counts CPU time in ticks of 10 ms: 4 % of this
 _MOST_DISTURBED = 50  # passes in a row, after which nothing undisturbed is to be expected
 
 
@@ -50,18 +54,41 @@ class Instruments(Protocol):
 
 
 class HostInstruments:
-    """Of a decode on the CPU: the process's peak memory; no energy."""
+    """Of what runs on the CPU: the process's peak memory, and whether others ran; no energy.
 
-    def __init__(self) -> None:
+    ``bear_others`` keeps samples that others disturbed, and says so in the evidence: for machines
+    that are never quiet, and figures that nobody compares.
+    """
+
+    def __init__(self, *, bear_others: bool | None = None) -> None:
         self._peak = ProcessPeak()
+        self._bears = settings().busy if bear_others is None else bear_others
+        self._watch, self._disturbed, self._dropped = HostWatch(), 0, 0
+        self._foreign = 0.0  # the most, of samples that were kept
 
     def begin(self) -> None:
         """Note that the timed region begins."""
         self._peak = ProcessPeak()
 
     def undisturbed(self, timed: Callable[[], list[float]]) -> list[float]:
-        """Run the pass; a CPU tells of no disturbance."""
-        return timed()
+        """Repeat the pass for a quarter of a second; nothing of it where others took the cores."""
+        self._watch.begin()
+        start = time.monotonic()
+        samples = timed()
+        while time.monotonic() - start < _WINDOW_SECONDS:
+            samples += timed()
+        foreign = self._watch.foreign_cores() or 0.0
+        if foreign <= MOST_FOREIGN_CORES or self._bears:
+            self._disturbed, self._foreign = 0, max(self._foreign, foreign)
+            return samples
+        self._disturbed, self._dropped = self._disturbed + 1, self._dropped + len(samples)
+        if self._disturbed >= _MOST_DISTURBED:
+            raise BadInput(
+                f"other processes kept {foreign:.1f} cores of this machine busy, expected at most "
+                f"{MOST_FOREIGN_CORES}; measure on a quiet machine (MOE_HARNESS_BUSY=1 measures "
+                "all the same, and says so in the evidence)"
+            )
+        return []
 
     def memory(self) -> PeakMemory:
         """Peak resident memory of the process."""
@@ -76,8 +103,12 @@ class HostInstruments:
         return cpu_read_bandwidth()
 
     def to_json(self) -> dict[str, Any]:
-        """Nothing was watched."""
-        return {}
+        """What others took of the cores while the samples were taken, and what was dropped."""
+        return {
+            "foreign_cores": self._foreign,
+            "most_foreign_cores": None if self._bears else MOST_FOREIGN_CORES,
+            "dropped": {"foreign process": self._dropped},
+        }
 
 
 class GpuInstruments:

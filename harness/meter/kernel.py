@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import Rejected
-from harness.meter.bandwidth import cpu_read_bandwidth
 from harness.meter.commit import provenance
+from harness.meter.instruments import HostInstruments
 from harness.meter.lock import measuring
 from harness.meter.measurement import Evidence, Measurement
 from harness.meter.stopping import StoppingRule
@@ -98,13 +98,11 @@ def measure_kernel(
         if not evidence.verdict.accepted:
             raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
         guarded = [_bits(kernel, copy) for copy in range(kernel.distinct)]
+        instruments = HostInstruments()
         samples_us: list[float] = []
         start, reason = time.monotonic(), None
         while reason is None:
-            for copy in range(kernel.copies):
-                began = time.perf_counter_ns()
-                kernel.launch(copy)
-                samples_us.append((time.perf_counter_ns() - began) / 1e3)
+            samples_us += instruments.undisturbed(lambda: _rotation(kernel))
             milliseconds = [sample / 1e3 for sample in samples_us]
             reason = rule.ends(milliseconds, time.monotonic() - start)
         for copy in range(kernel.copies):
@@ -116,10 +114,20 @@ def measure_kernel(
     return KernelMeasurement(
         time=Measurement.accept(samples_us, "us", evidence),
         bytes=kernel.bytes,
-        bandwidth=cpu_read_bandwidth(),
+        bandwidth=instruments.read_bandwidth(),
         stopped_by=reason,
-        ran={**kernel.ran(), **provenance()},
+        ran={**kernel.ran(), "conditions": instruments.to_json(), **provenance()},
     )
+
+
+def _rotation(kernel: Kernel) -> list[float]:
+    """Launch on every copy in turn; microseconds of each."""
+    samples = []
+    for copy in range(kernel.copies):
+        began = time.perf_counter_ns()
+        kernel.launch(copy)
+        samples.append((time.perf_counter_ns() - began) / 1e3)
+    return samples
 
 
 def _bits(kernel: Kernel, copy: int) -> bytes:

@@ -10,6 +10,7 @@ against.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -33,7 +34,7 @@ ACTIVATIONS = ("f32", "q8_k")  # "f32": not rounded at all here
 CACHES = ("f32", "f16")
 
 # Dequantised weights that are kept, in values: all of a small model, none of a large one.
-_KEPT_VALUES = {"cpu": 64 << 20, "cuda": 1 << 30}
+_KEPT_VALUES = {"cpu": 64 << 20, "cuda": 3 << 29}
 _OUTPUT_ROWS = 16384  # of the output matrix at a time: 151 936 x 2048 in float64 is 2.5 GB
 
 
@@ -101,7 +102,8 @@ class Oracle:
         self.activation, self.cache = activation, cache
         self.position = 0
         self._blocks: dict[str, torch.Tensor] = {}
-        self._kept: dict[tuple[str, int | None], torch.Tensor] = {}
+        self._kept: dict[str, torch.Tensor] = {}
+        self._routers: dict[int, NDArray[np.float64]] = {}
         self._room = _KEPT_VALUES[self.device.type]
         c = self.config
         shape = (c.layers, 0, c.kv_heads, c.head_dim)
@@ -254,14 +256,15 @@ class Oracle:
         ids: torch.Tensor,
         choose: Choose,
     ) -> torch.Tensor:
-        router = self._rows(f"blk.{layer}.ffn_gate_inp.weight")
+        if layer not in self._routers:  # copied off a GPU once, not for every position
+            self._routers[layer] = self._rows(f"blk.{layer}.ffn_gate_inp.weight").cpu().numpy()
         given = choose(
             Routing(
                 layer,
                 self.position,
                 logits.cpu().numpy(),
                 h.cpu().numpy(),
-                router.cpu().numpy(),
+                self._routers[layer],
                 ids.cpu().numpy(),
             )
         )
@@ -275,19 +278,20 @@ class Oracle:
         self, layer: int, h: torch.Tensor, ids: list[int], weights: torch.Tensor, see: _Seer
     ) -> torch.Tensor:
         """Sum the chosen experts' down(silu(gate h) * up h), weighted."""
-        parts: dict[str, list[torch.Tensor]] = {
-            name: [] for name in ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl", "ffn_out")
-        }
-        for expert in ids:
-            gate = self._product(f"blk.{layer}.ffn_gate_exps.weight", h, expert)
-            up = self._product(f"blk.{layer}.ffn_up_exps.weight", h, expert)
-            silu = gate * torch.sigmoid(gate)
-            down = self._product(f"blk.{layer}.ffn_down_exps.weight", silu * up, expert)
-            for name, value in zip(parts, (gate, up, silu, silu * up, down), strict=True):
-                parts[name].append(value)
-        for name, values in parts.items():
-            see(name, layer, torch.stack(values))
-        return weights @ torch.stack(parts["ffn_out"])
+        each = h.expand(len(ids), -1)
+        gate = self._expert_products(f"blk.{layer}.ffn_gate_exps.weight", ids, each)
+        up = self._expert_products(f"blk.{layer}.ffn_up_exps.weight", ids, each)
+        silu = gate * torch.sigmoid(gate)
+        down = self._expert_products(f"blk.{layer}.ffn_down_exps.weight", ids, silu * up)
+        for name, values in (
+            ("ffn_gate", gate),
+            ("ffn_up", up),
+            ("ffn_silu", silu),
+            ("ffn_swigl", silu * up),
+            ("ffn_out", down),
+        ):
+            see(name, layer, values)
+        return weights @ down
 
     # -- products ----------------------------------------------------------------------------
 
@@ -295,13 +299,23 @@ class Oracle:
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.rms_eps)
         return x * scale * self._rows(name)
 
-    def _product(self, name: str, x: torch.Tensor, index: int | None = None) -> torch.Tensor:
-        return self._rows(name, index) @ self._rounded(x, self.model[name])
+    def _product(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self._rows(name) @ self._rounded(x, self.model[name])
+
+    def _expert_products(self, name: str, ids: list[int], x: torch.Tensor) -> torch.Tensor:
+        """Multiply each expert's matrix with its vector: x ``[k, columns]``; ``[k, rows]``."""
+        tensor = self.model[name]
+        all_layers = 3 * self.config.layers * math.prod(tensor.shape)
+        if all_layers <= _KEPT_VALUES[self.device.type] // 2:
+            matrices = self._rows(name)[ids]
+        else:
+            matrices = dequantise(self._raw(tensor)[ids], tensor.format)
+        return torch.bmm(matrices, self._rounded(x, tensor)[..., None])[..., 0]
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
         tensor = self.model.output
         x = self._rounded(x, tensor)
-        if tensor.shape[0] * tensor.shape[1] <= self._room or (tensor.name, None) in self._kept:
+        if tensor.shape[0] * tensor.shape[1] <= self._room or tensor.name in self._kept:
             return self._rows(tensor.name) @ x
         raw = self._raw(tensor)
         pieces = [
@@ -322,18 +336,19 @@ class Oracle:
                 self._blocks[tensor.name] = torch.from_numpy(tensor.blocks).to(self.device)
         return self._blocks[tensor.name]
 
-    def _rows(self, name: str, index: int | None = None) -> torch.Tensor:
-        """Dequantise a tensor, or one row or expert of it; kept while there is room."""
-        key = (name, index)
-        if key not in self._kept:
-            tensor = self.model[name]
-            raw = self._raw(tensor)
-            values = dequantise(raw if index is None else raw[index], tensor.format)
-            if values.numel() > self._room:
-                return values
+    def _rows(self, name: str, row: int | None = None) -> torch.Tensor:
+        """Dequantise a tensor (kept while there is room), or one row of it."""
+        if name in self._kept:
+            return self._kept[name] if row is None else self._kept[name][row]
+        tensor = self.model[name]
+        raw = self._raw(tensor)
+        if row is not None:
+            return dequantise(raw[row], tensor.format)
+        values = dequantise(raw, tensor.format)
+        if values.numel() <= self._room:
             self._room -= values.numel()
-            self._kept[key] = values
-        return self._kept[key]
+            self._kept[name] = values
+        return values
 
     def _reserve(self, positions: int) -> None:
         """Grow the cache: a whole context of float64 would be gigabytes that few runs need."""

@@ -22,10 +22,10 @@ def rounded(x: torch.Tensor, fmt: QuantFormat, activation: str) -> torch.Tensor:
     """Round activations as ``activation`` does before a product with weights of ``fmt``."""
     if activation == "f32" or not fmt.is_k_quant:
         return x
-    groups = x.view(-1, _Q8_K_GROUP)
+    groups = x.reshape(-1, _Q8_K_GROUP)
     scale = groups.abs().amax(-1, keepdim=True) / _Q8_K_MOST
     quants = torch.round(groups / torch.where(scale > 0, scale, 1.0))
-    return (quants * scale).view(-1)
+    return (quants * scale).view(x.shape)
 
 
 def product(

@@ -65,9 +65,9 @@ def open_gpu(ordinal: int = 0) -> Gpu:
         As ``find_gpu``.
 
     """
-    from pycuda import driver  # noqa: PLC0415 - an extra
-
     gpu = find_gpu(ordinal)
+    from pycuda import driver  # noqa: PLC0415 - an extra, which find_gpu asks for in words
+
     context = driver.Device(ordinal).retain_primary_context()
     context.push()
     atexit.register(context.pop)
@@ -89,15 +89,13 @@ def find_gpu(ordinal: int = 0) -> Gpu:
     except ImportError as error:
         raise HardwareAbsent(
             f"the cuda backend needs PyCUDA ({error}); on a GPU host: "
-            "pip install 'moe-harness[gpu]', or use --backend cpu"
+            "pip install 'moe-harness[gpu]'"
         ) from None
     try:
         driver.init()
         count = driver.Device.count()
     except driver.Error as error:
-        raise HardwareAbsent(
-            f"no CUDA driver answers ({error}); install NVIDIA's driver, or use --backend cpu"
-        ) from None
+        raise HardwareAbsent(f"no CUDA driver answers ({error}); install NVIDIA's driver") from None
     if ordinal >= count:
         raise HardwareAbsent(f"GPU {ordinal} does not exist, there are {count}; choose --device")
     device = driver.Device(ordinal)

@@ -1,0 +1,1 @@
+"""Worked examples; ``docs/own-kernel.md`` walks through them."""
