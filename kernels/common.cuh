@@ -1,6 +1,6 @@
 // What every kernel shares: the decode state, warp reductions, and the choice of numerics.
 //
-// Numerics are chosen when the kernels are compiled (kernels/variant.py): ACCUMULATOR is one of
+// Numerics are chosen when the kernels are compiled (kernels/family.py): ACCUMULATOR is one of
 // F32, F64, KAHAN, CHUNKED, QUAD; ROUND_ACTIVATIONS is 1 for q8_k, FIXED_ACTIVATIONS for i24; SOFTMAX_F64, WEIGHTED_SUM_F64
 // and SWIGLU_F64 widen one step each; STABLE_TOP_K is the epsilon of a stable top-k, in logits.
 #pragma once

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def find_nvcc() -> Path:
             for folder in wheels.submodule_search_locations or ()
         ]
     for place in places:
-        if place.is_file():
+        if place.is_file() and os.access(place, os.X_OK):
             return place
     raise CompileError(
         "nvcc was not found on PATH, in /usr/local/cuda or in PyPI's wheels; install a CUDA 13 "
@@ -125,8 +126,11 @@ def _key(family: Family, options: Sequence[str], arch: str, nvcc: Path) -> str:
     digest = hashlib.sha256()
     for part in (arch, *options, str(compiler_version(nvcc))):
         digest.update(part.encode() + b"\0")
-    for source in (family.path, *headers(family)):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    try:
+        for source in (family.path, *headers(family)):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    except OSError as error:
+        raise CompileError(f"{error.filename} cannot be read ({error.strerror})") from None
     return digest.hexdigest()[:24]
 
 
@@ -152,6 +156,8 @@ def _by_nvcc(family: Family, options: Sequence[str], arch: str, nvcc: Path) -> b
         )
         if answer.returncode or not out.is_file():
             raise CompileError(_complaint(family, arch, answer.stderr + answer.stdout))
+        if said := (answer.stderr + answer.stdout).strip():  # PyCUDA warns of it, too
+            warnings.warn(f"nvcc said of {family.path.name} for {arch}: {said}", stacklevel=3)
         return out.read_bytes()
 
 
@@ -226,16 +232,31 @@ def device_code(text: str) -> str:
 
 
 def python_code(text: str) -> str:
-    """Python source as its syntax tree, without comments and docstrings."""
+    """Python source as its syntax tree, without comments and docstrings; on any Python the same."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [
                 item
                 for item in node.body
                 if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
             ] or [ast.Pass()]
-    return ast.dump(tree)
+    return _written(tree)
+
+
+def _written(node: object) -> str:
+    """Write a syntax tree out without its empty fields.
+
+    ``ast.dump`` differs between Pythons: 3.12 has fields that 3.11 lacks, 3.13 leaves empty ones
+    out. A hash taken on one host is compared on another.
+    """
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        inside = ", ".join(f"{name}={_written(value)}" for name, value in fields)
+        return f"{type(node).__name__}({inside})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_written, node))}]"
+    return repr(node)
 
 
 # -- loading ----------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Variant:
             "softmax": f"-DSOFTMAX_F64={int(self.softmax == 'f64')}",
             "weighted_sum": f"-DWEIGHTED_SUM_F64={int(self.weighted_sum == 'f64')}",
             "swiglu": f"-DSWIGLU_F64={int(self.swiglu == 'f64')}",
-            "top_k_epsilon": f"-DSTABLE_TOP_K={self.top_k_epsilon!r}f",
+            "top_k_epsilon": f"-DSTABLE_TOP_K={float(self.top_k_epsilon)!r}f",
         }[choice]
 
 
@@ -87,6 +87,12 @@ class Heads:
 
     head_dim: int = 128
     group: int = 8
+
+    def __post_init__(self) -> None:
+        if self.head_dim < 2 or self.head_dim % 2 or self.group < 1:
+            raise ValueError(
+                f"heads of {self.head_dim}, {self.group} a group; expected an even number, 1 or more"
+            )
 
 
 @dataclass(frozen=True)

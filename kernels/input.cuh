@@ -37,7 +37,7 @@ struct Input {
   }
 };
 
-// Bytes of shared memory that `columns` values take; kernels/input.py computes the same.
+// Bytes of shared memory that `columns` values take; kernels/launch.py computes the same.
 __host__ __device__ constexpr int input_bytes(int columns) {
   const int whole = columns % kRounded == 0;
   return 4 * (columns + (columns / 64 + 1) * 4) +

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _CACHED_OUTPUT = "cached_output"
 PLANTS = (*(plant for family in FAMILIES for plant in family.plants), _CACHED_OUTPUT)
 
-_MOST_HEAD_DIM = 512  # above it a lane cannot hold its share in registers
+_MOST_HEAD_DIM = 384  # above it a lane cannot hold its share in registers
 _TOKEN, _POSITION = 4, 0  # offsets in the kernels' State
 
 
