@@ -91,7 +91,7 @@ class Heads:
     def __post_init__(self) -> None:
         if self.head_dim < 2 or self.head_dim % 2 or self.group < 1:
             raise ValueError(
-                f"heads of {self.head_dim}, {self.group} a group; expected an even number, 1 or more"
+                f"heads of {self.head_dim}, {self.group} a group; expected even, 1 or more"
             )
 
 

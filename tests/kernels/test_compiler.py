@@ -253,6 +253,9 @@ def test_the_nvcc_of_the_wheels_is_found(tmp_path, monkeypatch):
     nvcc.parent.mkdir(parents=True)
     nvcc.touch()
     only_packages_of(tmp_path, monkeypatch)
+    with pytest.raises(CompileError, match="nvcc was not found"):
+        find_nvcc()  # a file that cannot be run is no compiler
+    nvcc.chmod(0o755)
     assert find_nvcc() == nvcc
 
 
