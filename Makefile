@@ -63,3 +63,12 @@ history: .venv/installed
 
 clean:
 	rm -rf .venv .asv
+
+# On a GPU host: the kernels under compute-sanitizer, on the small models of the tests.
+SANITIZED = test_every_numerics_is_accepted or test_odd_shapes or test_a_long_cache
+.PHONY: sanitize
+sanitize: .venv/installed
+	for tool in memcheck racecheck initcheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+	    $(BIN)/python -m pytest -q -m gpu tests/backends/test_cuda.py -k "$(SANITIZED)" || exit 1; \
+	done

@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 def decode_lines(data: Mapping[str, Any]) -> list[str]:
     """Lines of the ``decode`` command, out of its JSON."""
     time, memory, ran = data["ms_per_token"], data["memory"], data["ran"]
+    # On a GPU memory is what the decoder takes; on a CPU a whole process's, and weights are a map.
+    share = f", {memory['share']:.3f} of weights and cache" if ran["backend"] == "cuda" else ""
     lines = [str(data["text"]), ""] if data["text"] is not None else []
     lines += [
         f"{time['median']:.3f} ms/token median, {time['p99']:.3f} p99, "
         f"{len(time['samples'])} samples",
         f"{data['tokens_per_second']:.1f} tok/s",
-        f"{memory['peak_bytes'] / 1e6:.1f} MB peak ({memory['source']})",
+        f"{memory['peak_bytes'] / 1e6:.1f} MB peak ({memory['source']}){share}",
         f"{data['bytes_per_token'] / 1e6:.2f} MB/token moved",
     ]
     if data["roofline_fraction"] is not None:
         lines.append(f"{100 * data['roofline_fraction']:.1f} % of this machine's read bandwidth")
+    if data["energy_joules_per_token"] is not None:
+        lines.append(f"{data['energy_joules_per_token']:.3f} J/token")
     lines.append(f"ran on {ran['backend']}, {ran['device']}, {ran['numerics']}")
     return [*lines, *_verdict(data["verdict"])]
 
