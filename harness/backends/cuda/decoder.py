@@ -9,23 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.backends.cuda.forward import Forward
 from harness.backends.cuda.gpu import Gpu, open_gpu, translated
 from harness.backends.cuda.graph import Graph
 from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, upload
 from harness.backends.cuda.trace import Trace
-from harness.backends.cuda.weights import DeviceWeights, Held, Layer
+from harness.backends.cuda.weights import DeviceWeights, Held
 from harness.decoder import TimedPass
 from harness.errors import BadInput
 from kernels import FAMILIES
-from kernels.argmax import BLOCKS, Argmax
-from kernels.attention import Attention
 from kernels.compiler import python_code, source_hash
-from kernels.embedding import Embedding
-from kernels.experts import Experts
 from kernels.family import Heads, Variant
 from kernels.launch import input_bytes
-from kernels.matvec import Matvec
-from kernels.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +101,6 @@ class CudaDecoder:
         self._weights = weights
         self._held: Held | None = None
         self._graphs: dict[str, Graph] = {}
-        self._place = "opening"
         _check_shape(model.config, self.gpu, numerics)
         _check_room(0 if weights else model.weight_bytes, self.gpu, self.cache_bytes)
         try:
@@ -119,45 +113,18 @@ class CudaDecoder:
     def _open(self, plant: str | None) -> None:
         from pycuda import driver  # noqa: PLC0415 - an extra
 
-        c, memory = self.model.config, self._memory
+        c = self.model.config
         self._stream = driver.Stream()
         heads = Heads(c.head_dim, c.heads // c.kv_heads)
         program = self.gpu.program(variant_of(self.numerics, plant), heads)
-        self._embedding, self._matvec = Embedding(program), Matvec(program)
-        self._attention = Attention(program, c.kv_heads)
-        self._router, self._experts = Router(program), Experts(program)
-        self._argmax = Argmax(program)
-
         if self._weights is None:
             self._weights = DeviceWeights(
                 self.model, program, tiles=self.numerics.activation == "i24"
             )
         self._held = self._weights.hold()
-        half = np.arange(c.head_dim // 2, dtype=np.float64)
-        self._frequencies = memory.array(c.rope_base ** (-2 * half / c.head_dim), "scratch")
-
-        self._layer_cache = self.capacity * c.kv_width  # values of one layer's keys
-        self._keys = memory.halves(c.layers * self._layer_cache, "KV cache")
-        self._values = memory.halves(c.layers * self._layer_cache, "KV cache")
-        self._state = memory.zeros(2, "scratch")
-        self._tokens = memory.zeros(self.capacity, "scratch")
-        self._arrived = memory.zeros(c.heads + 2, "scratch")
-        floats = {
-            "x": c.hidden,
-            "rotation": 2 * c.head_dim,
-            "qkv": c.q_width + 2 * c.kv_width,
-            "q": c.q_width,
-            "partial": self._attention.partial_values,
-            "mixed": c.q_width,
-            "router_logits": c.experts,
-            "weights": c.top_k,
-            "ids": c.top_k,
-            "gated": c.top_k * c.expert_width,
-            "logits": c.vocab,
-            "best": BLOCKS,
-            "best_id": BLOCKS,
-        }
-        self._at = {name: memory.floats(count, "scratch") for name, count in floats.items()}
+        self._forward = Forward(
+            c, program, self._weights, self._memory, self.capacity, self._stream
+        )
         self._trace: Trace | None = None
         self._forced = 0  # address of teacher-forced inputs, once there are some
         self._staging = driver.pagelocked_empty(c.vocab, np.float32)
@@ -204,11 +171,11 @@ class CudaDecoder:
             if not self._forced:
                 self._forced = self._memory.floats(forced.size, "trace")
             upload(self._forced, forced.astype(np.float32, copy=False))
-        upload(self._state + _TOKEN, np.array([token], dtype=np.int32))
+        upload(self._forward.state + _TOKEN, np.array([token], dtype=np.int32))
         graph = self._graph("forced" if forced is not None else "traced" if traced else "plain")
         graph.replay(self._stream)
         self._stream.synchronize()
-        download(self._at["logits"], self._staging)
+        download(self._forward.logits, self._staging)
         logits = self._shown(self._staging.copy())
         if capture is not None and self._trace is not None:
             self._trace.read(capture)
@@ -257,7 +224,7 @@ class CudaDecoder:
             self._stream.synchronize()
             times = [float(b.time_since(a)) for a, b in pairwise(events)]
         self.position = start + count
-        download(self._at["logits"], self._staging)
+        download(self._forward.logits, self._staging)
         return TimedPass(times, self._chosen(start - 1, count + 1), {count: self._staging.copy()})
 
     def fill_cache(self, keys: Floats, values: Floats) -> None:
@@ -269,9 +236,11 @@ class CudaDecoder:
         expected = (c.layers, positions, c.kv_heads, c.head_dim)
         if keys.shape != expected or values.shape != expected:
             raise ValueError(f"cache of {keys.shape} and {values.shape}, expected {expected}")
-        for cache, filled in ((self._keys, keys), (self._values, values)):
+        for cache, filled in ((self._forward.keys, keys), (self._forward.values, values)):
             for layer in range(c.layers):
-                upload(cache + 2 * layer * self._layer_cache, filled[layer].astype(np.float16))
+                upload(
+                    cache + 2 * layer * self._forward.layer_cache, filled[layer].astype(np.float16)
+                )
         self._go_to(positions)
 
     def sibling(self, capacity: int) -> CudaDecoder:
@@ -315,160 +284,6 @@ class CudaDecoder:
             self._held.release()
             self._held = None
 
-    # -- one token -----------------------------------------------------------------------------
-
-    def _enqueue(self, trace: Trace | None, *, forced: bool) -> None:
-        """Launch one token's kernels, in order; captured once for each kind of step."""
-        c, at, stream = self.model.config, self._at, self._stream
-        self._place = "in the embedding"
-        self._embedding.embed(
-            self._on_device.table,
-            state=self._state,
-            frequencies=self._frequencies,
-            x=at["x"],
-            rotation=at["rotation"],
-            half_dim=c.head_dim // 2,
-            stream=stream,
-        )
-        for layer in self._on_device.layers:
-            self._place = f"in layer {layer.index}"
-            if forced:
-                self._copy(self._forced + 4 * layer.index * c.hidden, at["x"], c.hidden)
-            self._see(trace, "embedding", layer.index, at["x"])
-            self._attend(layer, trace)
-            self._see(trace, "post_attn_residual", layer.index, at["x"])
-            self._mix_experts(layer, trace)
-            self._see(trace, "post_ffn_residual", layer.index, at["x"])
-        self._place = "behind the last layer"
-        self._matvec.logits(
-            self._on_device.output,
-            x=at["x"],
-            norm=self._on_device.final_norm,
-            eps=c.rms_eps,
-            logits=at["logits"],
-            stream=stream,
-            trace_norm=0 if trace is None else trace.final_norm,
-        )
-        self._argmax.argmax(
-            logits=at["logits"],
-            vocab=c.vocab,
-            best=at["best"],
-            best_id=at["best_id"],
-            arrived=self._arrived + 4,
-            state=self._state,
-            tokens=self._tokens,
-            stream=stream,
-        )
-
-    def _attend(self, layer: Layer, trace: Trace | None) -> None:
-        c, at, stream = self.model.config, self._at, self._stream
-        seen = _Addresses(trace, layer.index)
-        keys = self._keys + 2 * layer.index * self._layer_cache
-        values = self._values + 2 * layer.index * self._layer_cache
-        self._matvec.qkv(
-            layer.q,
-            layer.k,
-            layer.v,
-            x=at["x"],
-            norm=layer.attn_norm,
-            eps=c.rms_eps,
-            out=at["qkv"],
-            stream=stream,
-            trace_norm=seen["attn_norm"],
-        )
-        self._see(trace, "qkv_matmul", layer.index, at["qkv"])
-        self._attention.append(
-            qkv=at["qkv"],
-            q_norm=layer.q_norm,
-            k_norm=layer.k_norm,
-            rotation=at["rotation"],
-            eps=c.rms_eps,
-            state=self._state,
-            q=at["q"],
-            keys=keys,
-            values=values,
-            stream=stream,
-            trace_k=seen["k_post_rope"],
-        )
-        self._see(trace, "q_post_rope", layer.index, at["q"])
-        self._attention.attend(
-            q=at["q"],
-            keys=keys,
-            values=values,
-            state=self._state,
-            partial=at["partial"],
-            arrived=self._arrived + 8,
-            mixed=at["mixed"],
-            stream=stream,
-        )
-        self._see(trace, "attention", layer.index, at["mixed"])
-        self._matvec.attention_output(
-            layer.o,
-            mixed=at["mixed"],
-            residual=at["x"],
-            stream=stream,
-            trace_out=seen["attn_out"],
-        )
-
-    def _mix_experts(self, layer: Layer, trace: Trace | None) -> None:
-        c, at, stream = self.model.config, self._at, self._stream
-        seen = _Addresses(trace, layer.index)
-        self._router.route(
-            layer.router,
-            x=at["x"],
-            norm=layer.ffn_norm,
-            eps=c.rms_eps,
-            top_k=c.top_k,
-            logits=at["router_logits"],
-            arrived=self._arrived,
-            ids=at["ids"],
-            weights=at["weights"],
-            stream=stream,
-            trace_norm=seen["ffn_norm"],
-        )
-        self._see(trace, "moe_router", layer.index, at["weights"])
-        self._see(trace, "moe_router_indices", layer.index, at["ids"])
-        self._experts.gate_up(
-            layer.gate,
-            layer.up,
-            x=at["x"],
-            norm=layer.ffn_norm,
-            eps=c.rms_eps,
-            ids=at["ids"],
-            top_k=c.top_k,
-            experts=c.experts,
-            gated=at["gated"],
-            stream=stream,
-            trace_gate=seen["ffn_gate"],
-            trace_up=seen["ffn_up"],
-            trace_silu=seen["ffn_silu"],
-        )
-        self._see(trace, "ffn_swigl", layer.index, at["gated"])
-        self._experts.down(
-            layer.down,
-            gated=at["gated"],
-            ids=at["ids"],
-            weights=at["weights"],
-            top_k=c.top_k,
-            experts=c.experts,
-            state=self._state,
-            residual=at["x"],
-            last_layer=layer.index == c.layers - 1,
-            stream=stream,
-            trace_down=seen["ffn_out"],
-            trace_moe=seen["moe_ffn_out"],
-        )
-
-    def _see(self, trace: Trace | None, stage: str, layer: int, source: int) -> None:
-        """Copy a stage that lies in memory as it is."""
-        if trace is not None:
-            self._copy(source, trace.at(stage, layer), trace.size(stage))
-
-    def _copy(self, source: int, target: int, count: int) -> None:
-        from pycuda import driver  # noqa: PLC0415
-
-        driver.memcpy_dtod_async(target, source, 4 * count, self._stream)
-
     # -- graphs --------------------------------------------------------------------------------
 
     def _graph(self, kind: str) -> Graph:
@@ -476,48 +291,36 @@ class CudaDecoder:
             graph = Graph()
             trace = None if kind == "plain" else self._trace
             with graph.captured(self._stream):
-                self._enqueue(trace, forced=kind == "forced")
+                self._forward.token(trace, self._forced if kind == "forced" else 0)
             self._graphs[kind] = graph
         return self._graphs[kind]
 
     def _rehearse(self) -> None:
         """Run one token launch by launch: a kernel that faults is named, with its layer."""
-        kernels = [
-            kernel
-            for launcher in (
-                self._embedding,
-                self._matvec,
-                self._attention,
-                self._router,
-                self._experts,
-                self._argmax,
-            )
-            for kernel in launcher.kernels
-        ]
 
         def wait(name: str) -> None:
-            with translated(f"in kernel {name} {self._place}"):
+            with translated(f"in kernel {name} {self._forward.place}"):
                 self._stream.synchronize()
 
-        for kernel in kernels:
+        for kernel in self._forward.kernels:
             kernel.after = wait
-        self._enqueue(None, forced=False)
-        for kernel in kernels:
+        self._forward.token()
+        for kernel in self._forward.kernels:
             kernel.after = lambda _name: None
         # Nothing of it may stay: position 0 is NaN again.
         c = self.model.config
-        for cache in (self._keys, self._values):
-            poison_f16(cache, c.layers * self._layer_cache)
+        for cache in (self._forward.keys, self._forward.values):
+            poison_f16(cache, c.layers * self._forward.layer_cache)
         self._go_to(0)
 
     def _go_to(self, position: int) -> None:
-        upload(self._state + _POSITION, np.array([position], dtype=np.int32))
+        upload(self._forward.state + _POSITION, np.array([position], dtype=np.int32))
         self.position, self._before = position, None
 
     def _chosen(self, first: int, count: int) -> list[int]:
         """Tokens that the device chose at ``count`` positions from ``first`` on."""
         tokens = np.empty(count, dtype=np.int32)
-        download(self._tokens + 4 * first, tokens)
+        download(self._forward.tokens + 4 * first, tokens)
         return [int(token) for token in tokens]
 
     def _shown(self, logits: Floats) -> Floats:
@@ -526,16 +329,6 @@ class CudaDecoder:
             return logits
         before, self._before = self._before, logits
         return logits if before is None else before
-
-
-class _Addresses:
-    """Where fused kernels write the stages that they swallow; null where nothing is traced."""
-
-    def __init__(self, trace: Trace | None, layer: int) -> None:
-        self._trace, self._layer = trace, layer
-
-    def __getitem__(self, stage: str) -> int:
-        return 0 if self._trace is None else self._trace.at(stage, self._layer)
 
 
 def variant_of(numerics: Numerics, plant: str | None = None) -> Variant:
