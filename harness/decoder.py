@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from harness.errors import BadInput
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -119,3 +121,33 @@ class DeviceTimed(Protocol):
 
     def timed_pass(self, prompt: Sequence[int], count: int) -> TimedPass:
         """Decode ``prompt`` untimed, then ``count`` tokens of its own choosing, timed."""
+
+
+# -- what every decoder refuses ----------------------------------------------------------------
+
+
+def check_step(decoder: Decoder, token: int, forced: NDArray[np.float32] | None) -> None:
+    """Refuse a token that this decoder cannot take now (``Decoder.step``)."""
+    c = decoder.model.config
+    if not 0 <= token < c.vocab:
+        raise BadInput(f"token {token} is outside the vocabulary of {c.vocab}")
+    if decoder.position >= decoder.capacity:
+        raise BadInput(f"the cache is full at {decoder.capacity} positions; ask for a larger one")
+    if forced is not None and forced.shape != (c.layers, c.hidden):
+        raise ValueError(f"forced is {forced.shape}, expected {(c.layers, c.hidden)}")
+
+
+def check_rewind(decoder: Decoder, position: int) -> None:
+    """Refuse a position that was never reached (``Decoder.rewind``)."""
+    if not 0 <= position <= decoder.position:
+        raise ValueError(f"position {position} is not behind {decoder.position}")
+
+
+def check_filling(decoder: Decoder, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+    """Refuse keys and values that do not fit the cache (``Decoder.fill_cache``)."""
+    c, positions = decoder.model.config, keys.shape[1]
+    if positions > decoder.capacity:
+        raise BadInput(f"{positions} positions do not fit the cache of {decoder.capacity}")
+    expected = (c.layers, positions, c.kv_heads, c.head_dim)
+    if keys.shape != expected or values.shape != expected:
+        raise ValueError(f"cache of {keys.shape} and {values.shape}, expected {expected}")

@@ -46,6 +46,34 @@ def test_generate_is_greedy(decoder):
     assert [int(row.argmax()) for row in rows[2:-1]] == tokens
 
 
+def test_rewinding_keeps_what_lies_before(decoder):
+    rows = logits(decoder)
+    decoder.rewind(3)
+    again = np.stack([decoder.step(token) for token in IDS[3:]])
+    assert again.tobytes() == rows[3:].tobytes()
+    for position in (-1, len(IDS) + 1):
+        with pytest.raises(ValueError, match="not behind"):
+            decoder.rewind(position)
+
+
+def test_a_sibling_computes_the_same(decoder):
+    rows = logits(decoder)
+    assert logits(decoder.sibling(len(IDS) + 5)).tobytes() == rows.tobytes()
+
+
+def test_a_cache_that_does_not_fit_is_refused(decoder):
+    c = decoder.model.config
+    shape = (c.layers, 4, c.kv_heads, c.head_dim)
+    good = np.zeros(shape, dtype=np.float32)
+    decoder.fill_cache(good, good)
+    assert decoder.position == 4
+    with pytest.raises(ValueError, match="cache of"):
+        decoder.fill_cache(good, good[:, :, :, 1:])
+    long = np.zeros((c.layers, len(IDS) + 1, c.kv_heads, c.head_dim), dtype=np.float32)
+    with pytest.raises(BadInput, match="do not fit"):
+        decoder.fill_cache(long, long)
+
+
 def test_bad_ids_and_a_full_cache(decoder):
     for token in (-1, decoder.model.config.vocab, 10**12):
         with pytest.raises(BadInput, match="vocabulary"):

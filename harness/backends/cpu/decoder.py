@@ -22,6 +22,7 @@ from harness.backends.cpu.products import (
     using_threads,
 )
 from harness.backends.cpu.vectors import mix_in_parallel, mix_in_turn, rms_norm, rotate
+from harness.decoder import check_filling, check_rewind, check_step
 from harness.errors import BadInput
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ class CpuDecoder:
 
     def rewind(self, position: int) -> None:
         """Go back to an earlier position (``harness.decoder.Decoder.rewind``)."""
-        if not 0 <= position <= self.position:
-            raise ValueError(f"position {position} is not behind {self.position}")
+        check_rewind(self, position)
         self.position = position
         self._before = None
 
@@ -128,13 +128,7 @@ class CpuDecoder:
         forced: NDArray[np.float32] | None = None,
     ) -> Floats:
         """Decode one token at the next position (``harness.decoder.Decoder.step``)."""
-        c = self.model.config
-        if not 0 <= token < c.vocab:
-            raise BadInput(f"token {token} is outside the vocabulary of {c.vocab}")
-        if self.position >= self.capacity:
-            raise BadInput(f"the cache is full at {self.capacity} positions; ask for a larger one")
-        if forced is not None and forced.shape != (c.layers, c.hidden):
-            raise ValueError(f"forced is {forced.shape}, expected {(c.layers, c.hidden)}")
+        check_step(self, token, forced)
         # What overflows or is not a number is the guard's to find, not a warning's.
         with using_threads(self.threads), np.errstate(all="ignore"):
             return self._step(token, _Seer(capture), forced)
@@ -157,13 +151,8 @@ class CpuDecoder:
 
     def fill_cache(self, keys: Floats, values: Floats) -> None:
         """Fill the cache from position 0 (``harness.decoder.Decoder.fill_cache``)."""
-        c = self.model.config
+        check_filling(self, keys, values)
         positions = keys.shape[1]
-        if positions > self.capacity:
-            raise BadInput(f"{positions} positions do not fit the cache of {self.capacity}")
-        expected = (c.layers, positions, c.kv_heads, c.head_dim)
-        if keys.shape != expected or values.shape != expected:
-            raise ValueError(f"cache of {keys.shape} and {values.shape}, expected {expected}")
         self._keys[:, :positions] = keys
         self._values[:, :positions] = values
         self.position = positions

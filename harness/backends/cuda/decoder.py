@@ -15,7 +15,7 @@ from harness.backends.cuda.graph import Graph
 from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, upload
 from harness.backends.cuda.trace import Trace
 from harness.backends.cuda.weights import DeviceWeights, Held
-from harness.decoder import TimedPass
+from harness.decoder import TimedPass, check_filling, check_rewind, check_step
 from harness.errors import BadInput
 from kernels import FAMILIES
 from kernels.compiler import python_code, source_hash
@@ -138,8 +138,7 @@ class CudaDecoder:
 
     def rewind(self, position: int) -> None:
         """Go back to an earlier position; the cache before it stays as it is."""
-        if not 0 <= position <= self.position:
-            raise ValueError(f"position {position} is not behind {self.position}")
+        check_rewind(self, position)
         self._go_to(position)
 
     def step(
@@ -149,13 +148,7 @@ class CudaDecoder:
         forced: NDArray[np.float32] | None = None,
     ) -> Floats:
         """Decode one token at the next position (``harness.decoder.Decoder.step``)."""
-        c = self.model.config
-        if not 0 <= token < c.vocab:
-            raise BadInput(f"token {token} is outside the vocabulary of {c.vocab}")
-        if self.position >= self.capacity:
-            raise BadInput(f"the cache is full at {self.capacity} positions; ask for a larger one")
-        if forced is not None and forced.shape != (c.layers, c.hidden):
-            raise ValueError(f"forced is {forced.shape}, expected {(c.layers, c.hidden)}")
+        check_step(self, token, forced)
         with translated(f"decoding position {self.position}"):
             return self._step(token, capture, forced)
 
@@ -229,15 +222,10 @@ class CudaDecoder:
 
     def fill_cache(self, keys: Floats, values: Floats) -> None:
         """Fill the cache from position 0 (``harness.decoder.Decoder.fill_cache``)."""
-        c = self.model.config
+        check_filling(self, keys, values)
         positions = keys.shape[1]
-        if positions > self.capacity:
-            raise BadInput(f"{positions} positions do not fit the cache of {self.capacity}")
-        expected = (c.layers, positions, c.kv_heads, c.head_dim)
-        if keys.shape != expected or values.shape != expected:
-            raise ValueError(f"cache of {keys.shape} and {values.shape}, expected {expected}")
         for cache, filled in ((self._forward.keys, keys), (self._forward.values, values)):
-            for layer in range(c.layers):
+            for layer in range(self.model.config.layers):
                 upload(
                     cache + 2 * layer * self._forward.layer_cache, filled[layer].astype(np.float16)
                 )
