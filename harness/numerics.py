@@ -115,6 +115,9 @@ _Q8_K = Tolerance(
 # A float16 cache: values that differ by one float32 rounding may be kept one float16 step (2^-10)
 # apart. The oracle keeps float16 too, but where a value lies half-way it may round the other way:
 # a head of attention is then off by up to some 1e-4, and what is free-running carries it on.
+# Widened once, after f64 was rejected on the embedded model (1.2e-4 forced, limit 1e-4) and a
+# free run of the 30B model (7.2e-4, limit 5e-4); that this rounding is the cause was not isolated.
+# tests/backends/test_cuda.py plants the faults on a GPU.
 _F32_F16_CACHE = Tolerance(
     forced=Limits(rel_l2=1e-3, row_rel_l2=1e-2, router_weight=5e-4, logits_rel_l2=2e-5),
     free=Limits(rel_l2=3e-3, row_rel_l2=3e-2, router_weight=1e-3, logits_rel_l2=3e-3),
