@@ -205,16 +205,17 @@ def _faults(arguments: argparse.Namespace) -> int:
         )
 
     clean = candidate(model, None)
+    numerics, ran = clean.numerics, dict(clean.ran())
+    clean.close()  # a large model is not held twice
     proof = prove(
         model,
         candidate,
-        open_oracle(model, clean.numerics, _FAULT_POSITIONS, arguments.device),
+        open_oracle(model, numerics, _FAULT_POSITIONS, arguments.device),
         seeded_prompts(model.config.vocab, _CLEAN_RUNS, _FAULT_POSITIONS),
         progress=lambda line: print(line, file=sys.stderr),
     )
     data = proof.to_json()
-    data |= {"backend": clean.backend, "numerics": clean.numerics.name, "ran": dict(clean.ran())}
-    clean.close()
+    data |= {"backend": ran["backend"], "numerics": numerics.name, "ran": ran}
     data["model"] = {"name": model.name, "fingerprint": model.fingerprint}
     _emit(arguments, data, fault_lines(proof))
     return _ACCEPTED if proof.holds else _REJECTED

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_WHAT_TO_RUN = "on that GPU: asv run --bench Qwen3MoeDecode, and commit results/"
+_SCHEMA = "moe-harness/decode/1"
+_RUN_THIS = "on that GPU: asv run --bench Qwen3MoeDecode, and commit results/"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class GpuEvidence:
             return None
         return (
             f"{self.gpu}: {self.path} was taken on sources {self.source_hash}, these are "
-            f"{source_hash}; {_WHAT_TO_RUN}"
+            f"{source_hash}; {_RUN_THIS}"
         )
 
 
@@ -49,6 +50,8 @@ def newest_gpu_evidence(results: Path) -> list[GpuEvidence]:
     """
     newest: dict[str, GpuEvidence] = {}
     for path, data in _sidecars(results):
+        if data.get("schema") != _SCHEMA:  # other sidecars have other hashes, or none
+            continue
         ran = data.get("ran")
         accepted = isinstance(data.get("verdict"), dict) and data["verdict"].get("accepted") is True
         if not (accepted and isinstance(ran, dict) and ran.get("backend") == "cuda"):

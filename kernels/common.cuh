@@ -1,8 +1,8 @@
 // What every kernel shares: the decode state, warp reductions, and the choice of numerics.
 //
 // Numerics are chosen when the kernels are compiled (kernels/family.py): ACCUMULATOR is one of
-// F32, F64, KAHAN, CHUNKED, QUAD; ROUND_ACTIVATIONS is 1 for q8_k, FIXED_ACTIVATIONS for i24; SOFTMAX_F64, WEIGHTED_SUM_F64
-// and SWIGLU_F64 widen one step each; STABLE_TOP_K is the epsilon of a stable top-k, in logits.
+// F32, F64, KAHAN, CHUNKED, QUAD; ROUND_ACTIVATIONS is 1 for q8_k, FIXED_ACTIVATIONS for i24;
+// SOFTMAX_F64, WEIGHTED_SUM_F64 and SWIGLU_F64 widen one step each; STABLE_TOP_K is the epsilon of a stable top-k, in logits.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -35,8 +35,9 @@
 
 constexpr int kThreads = 256;  // of every block, unless its kernel says otherwise
 constexpr int kWarps = kThreads / 32;
-// Blocks that a multiprocessor should hold at a time: what bounds their registers. Only the default
-// numerics is bounded; wider accumulators would spill.
+// Blocks of kernels over rows that a multiprocessor should hold at a time, which bounds their
+// registers: over plain rows (the wider accumulators and q8_k would spill, so they are not bounded),
+// and over tiles.
 constexpr int kResident = ACCUMULATOR == F32 && !ROUND_ACTIVATIONS ? 2 : 1;
 constexpr int kTiledResident = 3;
 constexpr unsigned kAllLanes = 0xffffffffu;

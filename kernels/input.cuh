@@ -1,11 +1,11 @@
 // The vector that a block multiplies rows with, staged in shared memory: normed on the way where
-// the kernel asks for it, rounded to int8 where the numerics does.
+// the kernel asks for it, rounded to int8 (q8_k) or to fixed point (i24) where the numerics does.
 #pragma once
 
 #include "common.cuh"
 
 constexpr int kLimbPadding = 32;  // bytes between limbs: they then lie in different banks
-constexpr int kRounded = 256;  // values that share a q8_k scale
+constexpr int kRounded = 256;  // values that share a scale, of q8_k or of i24
 
 // Where column k lies. Lanes read pieces 64 columns apart: four values of padding for each 64 put
 // them into different banks.

@@ -34,13 +34,12 @@ class Device:
 class Kernel:
     """One kernel, ready to be launched.
 
-    ``before`` and ``after`` see each launch by name, so that an error can be told where it
-    happened; they do nothing unless set.
+    ``after`` sees each launch by name, so that an error can be told where it happened; it does
+    nothing unless set.
     """
 
     def __init__(self, function: Any, name: str, arguments: np.dtype[np.void]) -> None:  # noqa: ANN401
         self.function, self.name, self.arguments = function, name, arguments
-        self.before: Callable[[str], None] = lambda _name: None
         self.after: Callable[[str], None] = lambda _name: None
         self._shared = 48 << 10  # what a block may have without asking
 
@@ -59,7 +58,6 @@ class Kernel:
             arguments[key] = value
         if shared > self._shared:
             self._allow(shared)
-        self.before(self.name)
         self.function(arguments[()], grid=grid, block=(threads, 1, 1), stream=stream, shared=shared)
         self.after(self.name)
 

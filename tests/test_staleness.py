@@ -20,11 +20,17 @@ def test_the_committed_gpu_evidence_speaks_for_these_kernels():
     assert not [why for why in stale if why], "\n".join(why for why in stale if why)
 
 
-def sidecar(folder, name, date, source_hash, *, accepted=True, gpu="NVIDIA H200", backend="cuda"):
+def sidecar(folder, name, date, source_hash, *, accepted=True, gpu="NVIDIA H200", **others):
     folder = folder / "machine" / "evidence"
     folder.mkdir(parents=True, exist_ok=True)
-    ran = {"backend": backend, "gpu": gpu, "date": date, "source_hash": source_hash}
+    ran = {
+        "backend": others.get("backend", "cuda"),
+        "gpu": gpu,
+        "date": date,
+        "source_hash": source_hash,
+    }
     data = {"verdict": {"accepted": accepted, "reasons": []}, "ran": ran}
+    data["schema"] = others.get("schema", "moe-harness/decode/1")
     (folder / f"{name}.evidence").write_text(json.dumps(data))
 
 
@@ -33,6 +39,8 @@ def test_the_newest_accepted_evidence_of_each_gpu_counts(tmp_path):
     sidecar(tmp_path, "b", "2026-01-02T00:00:00+00:00", "new")
     sidecar(tmp_path, "c", "2026-01-03T00:00:00+00:00", "rejected", accepted=False)
     sidecar(tmp_path, "d", "2026-01-04T00:00:00+00:00", "cpu", backend="cpu")
+    own = "moe-harness/kernel-guard/1"
+    sidecar(tmp_path, "f", "2026-01-05T00:00:00+00:00", "own", schema=own)
     sidecar(tmp_path, "e", "2026-01-01T00:00:00+00:00", "other", gpu="NVIDIA H100")
     found = newest_gpu_evidence(tmp_path)
     assert [(e.gpu, e.source_hash) for e in found] == [

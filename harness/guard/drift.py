@@ -30,12 +30,14 @@ class Drift:
 
     ``candidate_*`` is the candidate against the plain oracle; ``format_*`` the oracle that
     rounds activations as the candidate does, and computes the rest in float64, against it.
+    ``against`` names that plain oracle; its cache is kept as the candidate's is.
     """
 
     candidate_cosine: list[float]
     format_cosine: list[float]
     candidate_rel_l2: float
     format_rel_l2: float
+    against: str
 
     @property
     def attribution(self) -> str:
@@ -49,7 +51,7 @@ class Drift:
     def to_json(self) -> dict[str, object]:
         """Plain data."""
         return {
-            "against": "oracle",
+            "against": self.against,
             "candidate_worst_cosine": min(self.candidate_cosine),
             "candidate_cosine_by_layer": self.candidate_cosine,
             "candidate_median_rel_l2": finite_or_none(self.candidate_rel_l2),
@@ -69,7 +71,7 @@ def measure_drift(candidate: Decoder, rounding: Oracle, plain: Oracle, ids: Sequ
         pairs = list(zip(run, runs[2], strict=True))
         cosines.append([_worst_cosine(got, truth) for got, truth in pairs])
         medians.append(float(np.median([rel_l2(got, truth) for got, truth in pairs])))
-    return Drift(cosines[0], cosines[1], medians[0], medians[1])
+    return Drift(cosines[0], cosines[1], medians[0], medians[1], plain.name)
 
 
 def _worst_cosine(got: NDArray[np.float64], truth: NDArray[np.float64]) -> float:

@@ -156,6 +156,7 @@ def measure_decode(
             reason = rule.ends(samples, time.monotonic() - start)
         memory = instruments.memory()
         energy = instruments.joules_per_sample(timed.one_pass)
+        bandwidth = instruments.read_bandwidth()
     return DecodeMeasurement(
         time=Measurement.accept(samples, "ms/token", evidence),
         workload=workload,
@@ -165,7 +166,7 @@ def measure_decode(
         memory_allowed=_allowed(decoder, workload),
         energy=energy,
         traffic=token_traffic(decoder.model, decoder.backend, workload.depth + len(ids)),
-        bandwidth=instruments.read_bandwidth(),
+        bandwidth=bandwidth,
         conditions=instruments.to_json(),
         ran={
             **decoder.ran(),

@@ -31,7 +31,7 @@ class Instruments(Protocol):
         """Note that the timed region begins: peak memory counts from here."""
 
     def undisturbed(self, timed: Callable[[], list[float]]) -> list[float]:
-        """Run one timed pass; its samples, or none where something disturbed it.
+        """Run timed passes, one or a window of them; no samples where something disturbed them.
 
         Raises
         ------
@@ -44,7 +44,10 @@ class Instruments(Protocol):
         """Peak memory since ``begin``."""
 
     def joules_per_sample(self, timed: Callable[[], list[float]]) -> float | None:
-        """Energy of a sample, over a window long enough for the sensor; None where none is told."""
+        """Energy of a sample, over a window long enough for the sensor; None where none is told.
+
+        What a pass does between its samples (the prompt, its checks) is in it too.
+        """
 
     def read_bandwidth(self) -> float:
         """Bytes per second that this device reads at most, measured."""

@@ -111,10 +111,11 @@ def measure_kernel(
                     [f"{kernel.name}: copy {copy} computed something else than was guarded"],
                     evidence.to_json(),
                 )
+        bandwidth = instruments.read_bandwidth()
     return KernelMeasurement(
         time=Measurement.accept(samples_us, "us", evidence),
         bytes=kernel.bytes,
-        bandwidth=instruments.read_bandwidth(),
+        bandwidth=bandwidth,
         stopped_by=reason,
         ran={**kernel.ran(), "conditions": instruments.to_json(), **provenance()},
     )

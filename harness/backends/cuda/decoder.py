@@ -347,8 +347,10 @@ def _cache_bytes(config: Config, capacity: int) -> int:
 
 def _check_shape(config: Config, gpu: Gpu, numerics: Numerics) -> None:
     """Refuse what a block's shared memory cannot stage."""
-    widest = max(config.hidden, config.q_width, config.top_k * config.expert_width)
-    needed = input_bytes(widest, numerics.activation) + 64 * config.top_k + 16 + 4096
+    staged = (config.hidden, config.q_width, config.top_k * config.expert_width)
+    widest = max(staged)
+    needed = max(input_bytes(columns, numerics.activation) for columns in staged)
+    needed += 64 * config.top_k + 16 + 4096
     needed = max(needed, 12 * config.experts, 4 * 8 * (8 * (config.head_dim + 2) + 1024))
     if needed > gpu.shared_bytes or config.head_dim > _MOST_HEAD_DIM:
         raise BadInput(

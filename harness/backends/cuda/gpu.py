@@ -29,7 +29,6 @@ class Gpu:
     multiprocessors: int
     shared_bytes: int  # that a block may ask for
     l2_bytes: int
-    total_bytes: int
     driver: tuple[int, int]  # CUDA version that the driver speaks
     compiler: tuple[int, int]
 
@@ -127,7 +126,6 @@ def find_gpu(ordinal: int = 0) -> Gpu:
         multiprocessors=of("MULTIPROCESSOR_COUNT"),
         shared_bytes=of("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
         l2_bytes=of("L2_CACHE_SIZE"),
-        total_bytes=device.total_memory(),
         driver=spoken,
         compiler=compiler,
     )
