@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from harness.backends.cuda.forward import Forward
 from harness.backends.cuda.gpu import Gpu, open_gpu, translated
@@ -226,9 +227,9 @@ class CudaDecoder:
         positions = keys.shape[1]
         for cache, filled in ((self._forward.keys, keys), (self._forward.values, values)):
             for layer in range(self.model.config.layers):
-                upload(
-                    cache + 2 * layer * self._forward.layer_cache, filled[layer].astype(np.float16)
-                )
+                # torch rounds on all cores, numpy on one: a long cache has billions of values.
+                halves = torch.from_numpy(np.ascontiguousarray(filled[layer])).to(torch.float16)
+                upload(cache + 2 * layer * self._forward.layer_cache, halves.numpy())
         self._go_to(positions)
 
     def sibling(self, capacity: int) -> CudaDecoder:
