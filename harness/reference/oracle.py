@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -167,11 +168,12 @@ class Oracle:
 
     def fill_cache(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Fill the cache from position 0: ``[layers, positions, kv_heads, head_dim]``."""
-        self._reserve(keys.shape[1])
-        for cache, filled in zip(self._cache, (keys, values), strict=True):
-            for layer in range(self.config.layers):  # one at a time: a long cache is gigabytes
-                values_of = torch.from_numpy(np.ascontiguousarray(filled[layer])).to(self.device)
-                cache[layer, : keys.shape[1]] = values_of.to(cache.dtype)
+        with _memory_in_words(self.device):
+            self._reserve(keys.shape[1])
+            for cache, filled in zip(self._cache, (keys, values), strict=True):
+                for layer in range(self.config.layers):  # one at a time: a long cache is gigabytes
+                    of_layer = torch.from_numpy(np.ascontiguousarray(filled[layer]))
+                    cache[layer, : keys.shape[1]] = of_layer.to(self.device).to(cache.dtype)
         self.position = keys.shape[1]
 
     def run(
@@ -205,14 +207,15 @@ class Oracle:
                 raise BadInput(f"token {token} is outside the vocabulary of {self.config.vocab}")
         if self.position + len(ids) > self.capacity:
             raise BadInput(f"the cache is full at {self.capacity} positions; ask for a larger one")
-        self._reserve(self.position + len(ids))
         captures = [Capture(plan) for _ in ids]
         logits = np.empty((len(ids), self.config.vocab))
-        for start in range(0, len(ids), _POSITIONS):
-            part = slice(start, start + _POSITIONS)
-            inputs = None if forced is None else forced[part]
-            logits[part] = self._run(ids[part], _Seer(captures[part]), inputs, replay)
-            self.position += len(ids[part])
+        with _memory_in_words(self.device):
+            self._reserve(self.position + len(ids))
+            for start in range(0, len(ids), _POSITIONS):
+                part = slice(start, start + _POSITIONS)
+                inputs = None if forced is None else forced[part]
+                logits[part] = self._run(ids[part], _Seer(captures[part]), inputs, replay)
+                self.position += len(ids[part])
         return Run(captures, logits)
 
     def _run(
@@ -461,6 +464,18 @@ class Oracle:
             new = torch.full(shape, math.nan, dtype=old.dtype, device=self.device)
             new[:, :have] = old
             self._cache[index] = new
+
+
+@contextmanager
+def _memory_in_words(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        free, total = torch.cuda.mem_get_info(device)
+        raise BadInput(
+            f"out of GPU memory in the oracle: {free / 1e9:.2f} of {total / 1e9:.2f} GB are free, "
+            "and it holds the weights once more; free some, or use a larger GPU"
+        ) from None
 
 
 def _renormalised(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
