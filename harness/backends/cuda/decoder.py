@@ -277,7 +277,7 @@ class CudaDecoder:
 
     def _graph(self, kind: str) -> Graph:
         if kind not in self._graphs:
-            graph = Graph()
+            graph = Graph(overlapped=self.gpu.overlaps)
             trace = None if kind == "plain" else self._trace
             with graph.captured(self._stream):
                 self._forward.token(trace, self._forced if kind == "forced" else 0)
