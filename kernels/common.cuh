@@ -35,11 +35,9 @@
 
 constexpr int kThreads = 256;  // of every block, unless its kernel says otherwise
 constexpr int kWarps = kThreads / 32;
-// Blocks of kernels over rows that a multiprocessor should hold at a time, which bounds their
-// registers: over plain rows (the wider accumulators and q8_k would spill, so they are not bounded),
-// and over tiles.
+// Blocks of kernels over plain rows that a multiprocessor should hold at a time, which bounds their
+// registers (the wider accumulators and q8_k would spill, so they are not bounded).
 constexpr int kResident = ACCUMULATOR == F32 && !ROUND_ACTIVATIONS ? 2 : 1;
-constexpr int kTiledResident = 3;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Where the decode stands; lives in device memory, so that a captured graph can be replayed.
@@ -84,13 +82,13 @@ __device__ inline float warp_max(float value) {
 // All that the blocks wrote to global memory before is visible to the last one.
 __device__ inline bool last_to_arrive(unsigned* counter, unsigned blocks) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // one thread's fence behind a barrier is the whole block's
     last = atomicAdd(counter, 1) == blocks - 1;
     if (last) *counter = 0;
+    __threadfence();
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }

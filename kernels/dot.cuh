@@ -125,7 +125,7 @@ template <class F, int ROWS>
 __device__ inline void float_dots(const typename F::Row (&row)[ROWS], const Input& in, int columns,
                                   Accumulator (&sum)[ROWS]) {
   // Plain rows are long in pieces, and their pieces small: several are loaded ahead.
-#pragma unroll(F::GROUPED ? 1 : ROWS == 1 ? 4 : 2)
+#pragma unroll(F::GROUPED ? 1 : ROWS == 1 ? 16 : 2)
   for (int piece = lane_id(); piece < columns / F::PIECE; piece += 32) {
     typename F::Raw raw[ROWS];
 #pragma unroll

@@ -66,7 +66,7 @@ __device__ inline void gate_up_rows(const GateUpArgs& a) {
     const int row = item % groups * kBlockRows, left = width - row;
     const Matrix* const matrices[2] = {&a.gate, &a.up};
     float out[2];
-    block_rows<2, TILED>(matrices, first_row(item), left, in, out);
+    block_rows<2, TILED, false>(matrices, first_row(item), left, in, {}, out);
     if (threadIdx.x >= min(kBlockRows, left)) continue;
     const int at = item / groups * width + row + threadIdx.x;
 #ifdef PLANT_SILU_ON_WRONG_FACTOR
@@ -81,7 +81,7 @@ __device__ inline void gate_up_rows(const GateUpArgs& a) {
     }
   }
 }
-ROW_KERNEL(gate_up, GateUpArgs)
+ROW_KERNEL(gate_up, GateUpArgs, 3)
 
 // -- down, weighted sum, residual -----------------------------------------------------------------------
 
@@ -137,10 +137,11 @@ __device__ inline float weighted_sum(const DownArgs& a, const float* outputs, in
 
 // One warp: an expert's rows `row` and on (counted over all experts; `left` exist) into out.
 template <bool TILED>
-__device__ inline void expert_rows(const Matrix& m, long long row, int left, const Input& in, float* out) {
+__device__ inline void expert_rows(const Matrix& m, long long row, int left, const Input& in,
+                                   TileAhead<TILED> ahead, float* out) {
   if constexpr (TILED) {
     float sum[2];
-    any_tile_sum(m, row / kTileRows, 0, 1, in, sum);
+    any_tile_sum<true>(m, tile_of(row), 0, 1, in, ahead, sum);
     if ((lane_id() & 3) == 0) out[lane_id() >> 2] = sum[0], out[(lane_id() >> 2) + 8] = sum[1];
   } else {
     const long long index[kWarpRows] = {row, row + min(1, left - 1)};
@@ -162,20 +163,26 @@ __device__ inline void down_rows(const DownArgs& a) {
   const auto first_row = [&](int slot, int row) {
     return static_cast<long long>(expert_of(a.ids, slot, a.experts)) * hidden + row;
   };
-  const int ahead = blockIdx.x * kRows;
+  const int ahead_row = blockIdx.x * kRows;
   // The router ran two kernels before this one: its ids are there.
-  for (int slot = 0; slot < a.top_k && ahead < hidden; ++slot) {
+  for (int slot = 0; slot < a.top_k && ahead_row < hidden; ++slot) {
     if (TILED) {
-      prefetch_block<TILED>(a.down, first_row(slot, ahead), hidden - ahead);
+      prefetch_block<TILED>(a.down, first_row(slot, ahead_row), hidden - ahead_row);
     } else if (slot % kWarps == warp_id()) {
-      prefetch_rows(a.down, first_row(slot, ahead), min(kRows, hidden - ahead));
+      prefetch_rows(a.down, first_row(slot, ahead_row), min(kRows, hidden - ahead_row));
     }
+  }
+  TileAhead<TILED> ahead = {};
+  if (ahead_row < hidden && warp_id() < a.top_k) {
+    ahead = tile_ahead<TILED>(a.down, tile_of(first_row(warp_id(), ahead_row)), 0);
   }
   const Input in = stage_input<24>(a.gated, a.top_k * width, nullptr, 0, nullptr, memory);
   float* outputs = reinterpret_cast<float*>(memory + (input_bytes(a.top_k * width) + 15) / 16 * 16);
-  for (int first = ahead; first < hidden; first += gridDim.x * kRows) {
+  for (int first = ahead_row; first < hidden; first += gridDim.x * kRows) {
     for (int slot = warp_id(); slot < a.top_k; slot += kWarps) {
-      expert_rows<TILED>(a.down, first_row(slot, first), hidden - first, in.from(slot * width), outputs + slot * kRows);
+      const long long row = first_row(slot, first);
+      if (slot != warp_id() || first != ahead_row) ahead = tile_ahead<TILED>(a.down, tile_of(row), 0);
+      expert_rows<TILED>(a.down, row, hidden - first, in.from(slot * width), ahead, outputs + slot * kRows);
     }
     __syncthreads();
     const int row = first + threadIdx.x;
@@ -195,4 +202,4 @@ __device__ inline void down_rows(const DownArgs& a) {
     __syncthreads();
   }
 }
-ROW_KERNEL(down, DownArgs)
+ROW_KERNEL(down, DownArgs, 1)

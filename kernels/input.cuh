@@ -91,31 +91,31 @@ __device__ inline void fix_input(const float* values, int8_t* limbs, float* scal
   for (int group = warp_id(); group < columns / kRounded; group += kWarps) {
     const int first = group * kRounded + 8 * lane_id();
     float x[8];
-    float largest = 0;
-    bool finite = true;
+    uint32_t most = 0;  // bits of the largest |x|: they rank as the floats do, NaN above infinity
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
       const float4 four = *reinterpret_cast<const float4*>(values + padded(first + i));
       x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      finite = finite && isfinite(x[i]);
-      largest = fmaxf(largest, fabsf(x[i]));
-    }
-    largest = warp_max(largest);
-    finite = __all_sync(kAllLanes, finite);
-    const float inverse = largest > 0 && finite ? kMost / largest : 0.0f;
-    uint32_t bytes[3][2] = {};
+    for (int i = 0; i < 8; ++i) most = max(most, __float_as_uint(x[i]) & 0x7fffffffu);
+    most = __reduce_max_sync(kAllLanes, most);
+    const bool finite = most < 0x7f800000u;
+    const float largest = __uint_as_float(most);
+    const float inverse = most > 0 && finite ? kMost / largest : 0.0f;
+    uint32_t bytes[3][2];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      int rest = finite ? __float2int_rn(x[i] * inverse) : 0;
+    for (int half = 0; half < 2; ++half) {
+      uint32_t raised[4];  // by 128 in each byte: then no byte borrows from the next
 #pragma unroll
-      for (int limb = 0; limb < 3; ++limb) {
-        const int byte = static_cast<int8_t>(rest);
-        bytes[limb][i / 4] |= static_cast<uint32_t>(byte & 255) << (8 * (i & 3));
-        rest = (rest - byte) >> 8;
+      for (int i = 0; i < 4; ++i) {
+        raised[i] = static_cast<uint32_t>(__float2int_rn(x[4 * half + i] * inverse)) + 0x00808080u;
       }
+      const uint32_t low[2] = {__byte_perm(raised[0], raised[1], 0x5140), __byte_perm(raised[2], raised[3], 0x5140)};
+      const uint32_t high[2] = {__byte_perm(raised[0], raised[1], 0x7362), __byte_perm(raised[2], raised[3], 0x7362)};
+      bytes[0][half] = __byte_perm(low[0], low[1], 0x5410) ^ 0x80808080u;
+      bytes[1][half] = __byte_perm(low[0], low[1], 0x7632) ^ 0x80808080u;
+      bytes[2][half] = __byte_perm(high[0], high[1], 0x5410) ^ 0x80808080u;
     }
     const float scale = finite ? largest / kMost : __int_as_float(0x7fffffff);
     int sum[3];

@@ -3,21 +3,25 @@
 
 // Calls `store(row, value)` for all rows of `m` times the input; this block takes every
 // gridDim.x-th sixteen.
-template <bool TILED, class Store>
-__device__ inline void for_each_row(const Matrix& m, const Input& in, Store store) {
-  for (int row = blockIdx.x * kBlockRows; row < m.rows; row += gridDim.x * kBlockRows) {
+template <bool TILED, bool EARLY, class Store>
+__device__ inline void for_each_row(const Matrix& m, const Input& in, TileAhead<EARLY> ahead, Store store) {
+  const int step = gridDim.x * kBlockRows;
+  for (int row = blockIdx.x * kBlockRows; row < m.rows; row += step) {
     const Matrix* const matrices[1] = {&m};
     float out[1];
-    block_rows<1, TILED>(matrices, row, m.rows - row, in, out);
+    block_rows<1, TILED, EARLY>(matrices, row, m.rows - row, in, ahead, out);
+    if (row + step < m.rows) ahead = tile_ahead<EARLY>(m, tile_of(row + step), warp_id());
     if (threadIdx.x < min(kBlockRows, m.rows - row)) store(row + threadIdx.x, out[0]);
   }
 }
 
-// Asks for the rows that `for_each_row` will read first.
-template <bool TILED>
-__device__ inline void prefetch_first(const Matrix& m) {
+// Asks for the rows that `for_each_row` will read first, before the predecessor has ended.
+template <bool TILED, bool EARLY>
+__device__ inline TileAhead<EARLY> first_rows(const Matrix& m) {
   const int row = blockIdx.x * kBlockRows;
-  if (row < m.rows) prefetch_block<TILED>(m, row, m.rows - row);
+  if (row >= m.rows) return {};
+  prefetch_block<TILED>(m, row, m.rows - row);
+  return tile_ahead<EARLY>(m, tile_of(row), warp_id());
 }
 
 // -- Q, K and V --------------------------------------------------------------------------------
@@ -54,8 +58,8 @@ __device__ inline void qkv_rows(const QkvArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
   const int items = (a.q.rows + kBlockRows - 1) / kBlockRows + 2 * ((a.k.rows + kBlockRows - 1) / kBlockRows);
   if (blockIdx.x < items) {
-    const QkvRows ahead = sixteen_rows(a, blockIdx.x);
-    prefetch_block<TILED>(ahead.m, ahead.row, ahead.m.rows - ahead.row);
+    const QkvRows first = sixteen_rows(a, blockIdx.x);
+    prefetch_block<TILED>(first.m, first.row, first.m.rows - first.row);
   }
   const Input in = stage_input(a.x, a.q.columns, a.norm, a.eps, a.trace_norm, memory);
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -63,11 +67,11 @@ __device__ inline void qkv_rows(const QkvArgs& a) {
     const int left = rows.m.rows - rows.row;
     const Matrix* const matrices[1] = {&rows.m};
     float out[1];
-    block_rows<1, TILED>(matrices, rows.row, left, in, out);
+    block_rows<1, TILED, false>(matrices, rows.row, left, in, {}, out);
     if (threadIdx.x < min(kBlockRows, left)) rows.out[rows.row + threadIdx.x] = out[0];
   }
 }
-ROW_KERNEL(qkv, QkvArgs)
+ROW_KERNEL(qkv, QkvArgs, 3)
 
 // -- attention's output, added to the residual -----------------------------------------------------
 
@@ -82,14 +86,14 @@ static_assert(sizeof(AttentionOutputArgs) == ATTENTION_OUTPUT_ARGS_BYTES, "diffe
 template <bool TILED>
 __device__ inline void attention_output_rows(const AttentionOutputArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  prefetch_first<TILED>(a.o);
+  const auto ahead = first_rows<TILED, TILED>(a.o);
   const Input in = stage_input<16>(a.mixed, a.o.columns, nullptr, 0, nullptr, memory);
-  for_each_row<TILED>(a.o, in, [&](int row, float y) {
+  for_each_row<TILED, TILED>(a.o, in, ahead, [&](int row, float y) {
     if (a.trace_out != nullptr) a.trace_out[row] = y;
     a.residual[row] += y;
   });
 }
-ROW_KERNEL(attention_output, AttentionOutputArgs)
+ROW_KERNEL(attention_output, AttentionOutputArgs, 1)
 
 // -- logits ---------------------------------------------------------------------------------------
 
@@ -107,11 +111,11 @@ static_assert(sizeof(LogitsArgs) == LOGITS_ARGS_BYTES, "differs from kernels/mat
 template <bool TILED>
 __device__ inline void logits_rows(const LogitsArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  prefetch_first<TILED>(a.output);
+  const auto ahead = first_rows<TILED, false>(a.output);
   const Input in = stage_input(a.x, a.output.columns, a.norm, a.eps, a.trace_norm, memory);
-  for_each_row<TILED>(a.output, in, [&](int row, float y) { a.logits[row] = y; });
+  for_each_row<TILED, false>(a.output, in, ahead, [&](int row, float y) { a.logits[row] = y; });
 }
-ROW_KERNEL(logits, LogitsArgs)
+ROW_KERNEL(logits, LogitsArgs, 3)
 
 // -- one matrix by itself: what the kernel benchmarks and tests launch ------------------------------
 
@@ -125,8 +129,8 @@ static_assert(sizeof(MatvecArgs) == MATVEC_ARGS_BYTES, "differs from kernels/mat
 template <bool TILED>
 __device__ inline void matvec_rows(const MatvecArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  prefetch_first<TILED>(a.m);
+  const auto ahead = first_rows<TILED, false>(a.m);
   const Input in = stage_input(a.x, a.m.columns, nullptr, 0, nullptr, memory);
-  for_each_row<TILED>(a.m, in, [&](int row, float y) { a.out[row] = y; });
+  for_each_row<TILED, false>(a.m, in, ahead, [&](int row, float y) { a.out[row] = y; });
 }
-ROW_KERNEL(matvec, MatvecArgs)
+ROW_KERNEL(matvec, MatvecArgs, 3)

@@ -28,15 +28,22 @@ __device__ inline unsigned rank_key(float logit) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The expert of the largest key, of equal ones the lowest; one warp, every lane receives it.
-__device__ inline int best_expert(const unsigned* keys, int experts) {
-  unsigned best = 0;
-  int expert = experts;
-  for (int e = lane_id(); e < experts; e += 32) {
-    if (keys[e] > best) best = keys[e], expert = e;
+// The top_k experts of the largest keys, of equal ones the lower first. All threads: an expert's
+// place is the number of those that come before it, which two neighbouring lanes count.
+__device__ inline void rank_experts(const unsigned* keys, int experts, int top_k, int* ids) {
+  const int odd = threadIdx.x & 1;
+  for (int base = 0; base < experts; base += kThreads / 2) {
+    const int e = base + threadIdx.x / 2;
+    const unsigned key = e < experts ? keys[e] : 0;
+    int before = 0;
+#pragma unroll 8
+    for (int other = odd; other < experts; other += 2) {
+      before += keys[other] > key || (keys[other] == key && other < e);
+    }
+    before += __shfl_xor_sync(kAllLanes, before, 1);
+    if (odd == 0 && e < experts && before < top_k) ids[before] = e;
   }
-  const unsigned most = __reduce_max_sync(kAllLanes, best);
-  return __reduce_min_sync(kAllLanes, best == most ? expert : experts);
+  __syncthreads();
 }
 
 // Among the experts within epsilon of the last place, the lower index wins: rounding below epsilon
@@ -58,18 +65,11 @@ typedef float Wide;
 __device__ inline float power(float logit, float most) { return expf(logit - most); }
 #endif
 
-// One warp chooses. `logits` and `keys` [experts] and `ids` [top_k] lie in shared memory.
-__device__ inline void choose(const RouteArgs& a, const float* logits, unsigned* keys, int* ids) {
+// One warp weighs the ranked experts `ids` [top_k]; they and `logits` [experts] are in shared memory.
+__device__ inline void weigh(const RouteArgs& a, const float* logits, int* ids) {
   const int experts = a.router.rows, lane = lane_id();
-  float most = 0, edge = 0;
-  for (int slot = 0; slot < a.top_k; ++slot) {
-    const int expert = best_expert(keys, experts);
-    edge = logits[expert];
-    if (slot == 0) most = edge;
-    if (lane == 0) ids[slot] = expert, keys[expert] = 0;
-    __syncwarp();
-  }
-  if (STABLE_TOP_K > 0 && lane == 0) stabilise(logits, experts, a.top_k, edge, ids);
+  const float most = logits[ids[0]];
+  if (STABLE_TOP_K > 0 && lane == 0) stabilise(logits, experts, a.top_k, logits[ids[a.top_k - 1]], ids);
 #ifdef PLANT_LAST_EXPERT_AT_TIE
   if (lane == 0) {
     int worst = 0;
@@ -97,7 +97,7 @@ __device__ inline void choose(const RouteArgs& a, const float* logits, unsigned*
 }
 
 // Experts of a block: few, so that many multiprocessors read, and each warp all of its row at once.
-constexpr int kExperts = 2;
+constexpr int kExperts = 1;
 
 extern "C" __global__ void __launch_bounds__(kThreads, kResident) route(const RouteArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
@@ -120,5 +120,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) route(const Ro
     keys[e] = rank_key(logit);
   }
   __syncthreads();
-  if (warp_id() == 0) choose(a, logits, keys, reinterpret_cast<int*>(keys + experts));
+  int* ids = reinterpret_cast<int*>(keys + experts);
+  rank_experts(keys, experts, a.top_k, ids);
+  if (warp_id() == 0) weigh(a, logits, ids);
 }

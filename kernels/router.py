@@ -31,7 +31,7 @@ FAMILY = Family(
     choices=("accumulator", "activation", "softmax", "top_k_epsilon"),
     plants=("uniform_weights", "unnormalised_weights", "last_expert_at_tie"),
 )
-_EXPERTS = 2  # of a block at a time (kExperts)
+_EXPERTS = 1  # of a block at a time (kExperts)
 _PER_MULTIPROCESSOR = 1
 
 

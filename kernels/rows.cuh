@@ -13,7 +13,7 @@ template <bool TILED>
 __device__ inline void prefetch_block(const Matrix& m, long long row, int left) {
   if constexpr (TILED) {
     const int superblocks = m.columns / 256;
-    const long long at = row / kTileRows * superblocks;
+    const long long at = static_cast<long long>(tile_of(row)) * superblocks;
     const auto ask = [&](long long plane, int bytes_each) {
       const uint8_t* from = m.base + m.blocks * plane + at * bytes_each;
       for (int k = 128 * threadIdx.x; k < superblocks * bytes_each; k += 128 * kThreads) {
@@ -32,12 +32,14 @@ __device__ inline void prefetch_block(const Matrix& m, long long row, int left) 
 }
 
 // Rows `row` and on (counted over all experts; `left` of them exist) of N matrices of one shape:
-// thread i < 16 receives the results of row + i. Every thread of the block takes part.
+// thread i < 16 receives the results of row + i. Every thread of the block takes part. `ahead` is this
+// warp's, of the first matrix.
 //
 // A tile's superblocks are dealt out to the warps, and the warps' sums added in their order; of a
 // plain matrix a warp computes two rows.
-template <int N, bool TILED>
-__device__ inline void block_rows(const Matrix* const (&m)[N], long long row, int left, const Input& in, float (&out)[N]) {
+template <int N, bool TILED, bool EARLY>
+__device__ inline void block_rows(const Matrix* const (&m)[N], long long row, int left, const Input& in,
+                                  TileAhead<EARLY> ahead, float (&out)[N]) {
   static_assert(N <= 2, "one matrix or two");
   __shared__ float part[N][TILED ? kWarps : 1][kBlockRows];
   __syncthreads();  // whoever still reads the last results is done
@@ -46,7 +48,8 @@ __device__ inline void block_rows(const Matrix* const (&m)[N], long long row, in
     const Matrix one = n == 0 ? *m[0] : *m[N - 1];
     if constexpr (TILED) {
       float sum[2];
-      any_tile_sum(one, row / kTileRows, warp_id(), kWarps, in, sum);
+      any_tile_sum<EARLY>(one, tile_of(row), warp_id(), kWarps, in, ahead, sum);
+      if (n + 1 < N) ahead = tile_ahead<EARLY>(*m[N - 1], tile_of(row), warp_id());
       if ((lane_id() & 3) == 0) {
         part[n][warp_id()][lane_id() >> 2] = sum[0];
         part[n][warp_id()][(lane_id() >> 2) + 8] = sum[1];
@@ -76,17 +79,18 @@ __device__ inline void block_rows(const Matrix* const (&m)[N], long long row, in
 }
 
 // Each kernel over rows is compiled for plain matrices and, where the numerics has tiles, for tiled
-// ones under the name NAME_tiled: the launcher picks by the matrices' formats.
+// ones under the name NAME_tiled: the launcher picks by the matrices' formats. RESIDENT tiled blocks
+// fit a multiprocessor at a time, which bounds their registers.
 #if FIXED_ACTIVATIONS
-#define ROW_KERNEL(NAME, ARGS)                                                                       \
-  extern "C" __global__ void __launch_bounds__(kThreads, kResident) NAME(const ARGS a) {             \
-    NAME##_rows<false>(a);                                                                           \
-  }                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(kThreads, kTiledResident) NAME##_tiled(const ARGS a) { \
-    NAME##_rows<true>(a);                                                                            \
+#define ROW_KERNEL(NAME, ARGS, RESIDENT)                                                           \
+  extern "C" __global__ void __launch_bounds__(kThreads, kResident) NAME(const ARGS a) {           \
+    NAME##_rows<false>(a);                                                                         \
+  }                                                                                                \
+  extern "C" __global__ void __launch_bounds__(kThreads, RESIDENT) NAME##_tiled(const ARGS a) {    \
+    NAME##_rows<true>(a);                                                                          \
   }
 #else
-#define ROW_KERNEL(NAME, ARGS)                                                           \
+#define ROW_KERNEL(NAME, ARGS, RESIDENT)                                                 \
   extern "C" __global__ void __launch_bounds__(kThreads, kResident) NAME(const ARGS a) { \
     NAME##_rows<false>(a);                                                               \
   }

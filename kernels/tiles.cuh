@@ -17,6 +17,9 @@
 
 constexpr int kTileRows = 16;
 
+// The tile of a row, counted over all experts.
+__device__ inline int tile_of(long long row) { return static_cast<int>(row / kTileRows); }
+
 // d += a * b: 16 rows of unsigned bytes times 8 columns of signed bytes, 32 deep.
 __device__ inline void mma(int (&d)[4], const uint32_t (&a)[4], const uint2& b) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -37,14 +40,29 @@ __device__ inline uint2 limb_operand(const Input& in, int limb, int group, int p
   return *reinterpret_cast<const uint2*>(in.limbs + limb * in.limb_stride + in.first + 32 * group + 8 * pair);
 }
 
+// A lane's share of a superblock of a tile: four words of nibbles, then what the format has besides.
+struct TileWords { uint4 part[9]; };
+
+__device__ inline void load_nibbles(const Matrix& m, int tile, TileWords& words) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) words.part[i] = load16(m.base + 2048LL * tile + 512 * i + 16 * lane_id());
+}
+
 struct TileQ4_K {
-  // Adds what superblock `tile` (counted over all tiles), the `superblock`-th of its row, gives rows
-  // `row` and `row + 8` to `sum`; a row's lanes each hold a part.
-  static __device__ void add(const Matrix& m, long long tile, const Input& in, int superblock, float (&sum)[2]) {
+  // Superblock `tile`, counted over all tiles.
+  static __device__ TileWords load(const Matrix& m, int tile) {
+    TileWords words = {};
+    load_nibbles(m, tile, words);
+    const uint8_t* heads = m.base + m.blocks * 128 + 256LL * tile + 16 * LanePlace().row;
+    words.part[4] = load16(heads), words.part[5] = load16(heads + 128);
+    return words;
+  }
+
+  // Adds what the `superblock`-th of a row gives rows `row` and `row + 8` to `sum`; a row's lanes
+  // each hold a part.
+  static __device__ void add(const TileWords& tile, const Input& in, int superblock, float (&sum)[2]) {
     const LanePlace at;
-    const uint8_t* nibbles = m.base + tile * 2048 + 16 * lane_id();
-    const uint8_t* heads = m.base + m.blocks * 128 + tile * 256 + 16 * at.row;
-    const uint4 head[2] = {load16(heads), load16(heads + 128)};
+    const uint4 head[2] = {tile.part[4], tile.part[5]};
     const int limb = at.row < 3 ? at.row : 0;  // columns behind the third are not looked at
     int total[4] = {};
     uint32_t scales[2][2];
@@ -55,7 +73,7 @@ struct TileQ4_K {
     }
 #pragma unroll
     for (int group = 0; group < 8; ++group) {
-      const uint4 words = load16(nibbles + 512 * (group / 2));  // one load for the two groups
+      const uint4 words = tile.part[group / 2];  // of two groups
       uint32_t a[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = (word(words, i) >> (4 * (group & 1))) & 0x0f0f0f0fu;
@@ -91,23 +109,35 @@ struct TileQ6_K {
   // Six columns of the mma are in use: the limbs with only the first 16 of a group, then those with
   // only the last 16, which have another scale. The sums start at -32 times the limbs' own, as the
   // quants are stored 32 too high.
-  static __device__ void add(const Matrix& m, long long tile, const Input& in, int superblock, float (&sum)[2]) {
+  static __device__ TileWords load(const Matrix& m, int tile) {
+    TileWords words;
+    load_nibbles(m, tile, words);
+    const int row = LanePlace().row;
+    const uint8_t* uppers = m.base + m.blocks * 128 + 1024LL * tile + 8 * lane_id();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint2 two[2] = {load8(uppers + 512 * i), load8(uppers + 512 * i + 256)};
+      words.part[4 + i] = make_uint4(two[0].x, two[0].y, two[1].x, two[1].y);
+    }
+    const uint8_t* scale = m.base + m.blocks * 192 + 256LL * tile + 16 * row;
+    words.part[6] = load16(scale), words.part[7] = load16(scale + 128);
+    const uint16_t* d = reinterpret_cast<const uint16_t*>(m.base + m.blocks * 208 + 32LL * tile) + row;
+    words.part[8] = make_uint4(__ldg(d), __ldg(d + 8), 0, 0);
+    return words;
+  }
+
+  static __device__ void add(const TileWords& tile, const Input& in, int superblock, float (&sum)[2]) {
     const LanePlace at;
-    const uint8_t* nibbles = m.base + tile * 2048 + 16 * lane_id();
-    const uint8_t* uppers = m.base + m.blocks * 128 + tile * 1024 + 8 * lane_id();
-    const uint8_t* scale = m.base + m.blocks * 192 + tile * 256 + 16 * at.row;
-    const uint16_t* d = reinterpret_cast<const uint16_t*>(m.base + m.blocks * 208 + tile * 32) + at.row;
-    const uint4 scales[2] = {load16(scale), load16(scale + 128)};
-    const uint16_t d_of[2] = {__ldg(d), __ldg(d + 8)};
+    const uint4 scales[2] = {tile.part[6], tile.part[7]};
+    const uint32_t d_of[2] = {tile.part[8].x, tile.part[8].y};
     const int limb = at.row < 3 ? at.row : at.row < 6 ? at.row - 3 : 0;
     const uint32_t mine = (at.row < 3) == (at.pair < 2) ? 0xffffffffu : 0u;
     const int shift[2] = {at.pair < 2 ? 0 : 8, at.pair == 0 ? 0 : 8};  // of the columns' scales
     int total[4] = {};
 #pragma unroll
     for (int group = 0; group < 8; ++group) {
-      const uint4 words = load16(nibbles + 512 * (group / 2));
-      const uint2 both = load8(uppers + 256 * (group / 2));
-      const uint32_t upper = group & 1 ? both.y : both.x;
+      const uint4 words = tile.part[group / 2];
+      const uint32_t upper = word(tile.part[4 + group / 4], group & 3);
       uint32_t a[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -137,14 +167,33 @@ struct TileQ6_K {
   }
 };
 
+// What a warp asked for before it could use it: the first superblock of its next `tile_sum`. The
+// registers for it are few where three blocks share a multiprocessor: then nothing is held.
+template <bool EARLY>
+struct TileAhead {
+  TileWords words;
+};
+template <>
+struct TileAhead<false> {};
+
 // One warp: superblocks `from`, `from + step`, ... of a tile. Lanes of row r (and r + 8) all receive
-// the rows' sums over those.
-template <class F>
-__device__ inline void tile_sum(const Matrix& m, long long tile, int from, int step, const Input& in, float (&sum)[2]) {
+// the rows' sums over those. EARLY: the first is here already, and each further one is asked for
+// before the last is added.
+template <class F, bool EARLY>
+__device__ inline void tile_sum(const Matrix& m, int tile, int from, int step, const Input& in,
+                                TileAhead<EARLY> ahead, float (&sum)[2]) {
   const int superblocks = m.columns / 256;
   sum[0] = sum[1] = 0;
 #pragma unroll 1
-  for (int s = from; s < superblocks; s += step) F::add(m, tile * superblocks + s, in, s, sum);
+  for (int s = from; s < superblocks; s += step) {
+    if constexpr (EARLY) {
+      const TileWords words = ahead.words;
+      if (s + step < superblocks) ahead.words = F::load(m, tile * superblocks + s + step);
+      F::add(words, in, s, sum);
+    } else {
+      F::add(F::load(m, tile * superblocks + s), in, s, sum);
+    }
+  }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
@@ -152,10 +201,24 @@ __device__ inline void tile_sum(const Matrix& m, long long tile, int from, int s
   }
 }
 
-__device__ inline void any_tile_sum(const Matrix& m, long long tile, int from, int step, const Input& in, float (&sum)[2]) {
+// For `any_tile_sum` from there on.
+template <bool EARLY>
+__device__ inline TileAhead<EARLY> tile_ahead(const Matrix& m, int tile, int from) {
+  TileAhead<EARLY> ahead = {};
+  if constexpr (EARLY) {
+    const int superblocks = m.columns / 256;
+    const int at = tile * superblocks + from;
+    if (from < superblocks) ahead.words = m.format == FORMAT_Q4_K_TILED ? TileQ4_K::load(m, at) : TileQ6_K::load(m, at);
+  }
+  return ahead;
+}
+
+template <bool EARLY>
+__device__ inline void any_tile_sum(const Matrix& m, int tile, int from, int step, const Input& in,
+                                    TileAhead<EARLY> ahead, float (&sum)[2]) {
   if (m.format == FORMAT_Q4_K_TILED) {
-    tile_sum<TileQ4_K>(m, tile, from, step, in, sum);
+    tile_sum<TileQ4_K, EARLY>(m, tile, from, step, in, ahead, sum);
   } else {
-    tile_sum<TileQ6_K>(m, tile, from, step, in, sum);
+    tile_sum<TileQ6_K, EARLY>(m, tile, from, step, in, ahead, sum);
   }
 }
