@@ -7,6 +7,7 @@ rejected runs too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -192,11 +193,13 @@ def _families(
 
 
 def _family_figures(measured: FamiliesMeasurement, family: str) -> dict[str, Figure]:
-    timed = measured.families[family]
+    timed, moved = measured.families[family], measured.families[family].bytes_per_second
+    share = measured.roofline_fraction(family)
     return {
         "microseconds": _samples(timed.time.samples),
-        "gigabytes_per_second": timed.bytes_per_second / 1e9,
-        "roofline_fraction": measured.roofline_fraction(family),
+        # asv's n/a: 0 would pull the mean over all parameters, which it draws, to 0.
+        "gigabytes_per_second": math.nan if moved is None else moved / 1e9,
+        "roofline_fraction": math.nan if share is None else share,
     }
 
 

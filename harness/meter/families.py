@@ -41,9 +41,9 @@ class FamilyTime:
     stopped_by: str
 
     @property
-    def bytes_per_second(self) -> float:
-        """Of the median time."""
-        return self.bytes / (self.launches * self.time.median * 1e-6)
+    def bytes_per_second(self) -> float | None:
+        """Of the median time; None of a family that reads nothing that counts."""
+        return self.bytes / (self.launches * self.time.median * 1e-6) if self.bytes else None
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ class FamiliesMeasurement:
     conditions: dict[str, Any]
     ran: dict[str, object]
 
-    def roofline_fraction(self, family: str) -> float:
+    def roofline_fraction(self, family: str) -> float | None:
         """Bytes that a family moves per second, as a share of the measured read bandwidth."""
-        return self.families[family].bytes_per_second / self.bandwidth
+        moved = self.families[family].bytes_per_second
+        return None if moved is None else moved / self.bandwidth
 
     def to_json(self) -> dict[str, Any]:
         """Return the sidecar's data."""

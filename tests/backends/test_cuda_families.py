@@ -35,7 +35,9 @@ def test_all_families_are_timed_in_several_numerics_and_at_a_depth(small_model):
                 assert family.launches == (layers if name in LAYER else 1), name
                 assert min(family.time.samples) > 0, name
                 assert family.time.median < 1e4, name
-                assert timed.roofline_fraction(name) < 1.5, name  # a small model stays in the L2
+                share = timed.roofline_fraction(name)
+                assert (share is None) == (name == "argmax")
+                assert share is None or 0 < share < 1.5, name  # a small model stays in the L2
             data = json.loads(json.dumps(timed.to_json(), allow_nan=False))
             assert data["verdict"]["accepted"]
             assert data["evidence"]["cached_positions"] == depth

@@ -4,16 +4,18 @@ The clock is played on a real CPU decoder; the GPU's own is in tests/backends/te
 """
 
 import json
+import math
 import time
 
 import numpy as np
 import pytest
 
 from benchmarks.kernels import CudaAttention, CudaFamilies
+from harness import tracking
 from harness.backends.cpu.decoder import CpuDecoder
 from harness.backends.cuda.forward import TOKEN_FAMILIES
 from harness.backends.cuda.gpu import is_here
-from harness.errors import Rejected
+from harness.errors import BadInput, Rejected
 from harness.guard import guard
 from harness.meter.decode import Workload
 from harness.meter.families import measure_families
@@ -28,7 +30,7 @@ from harness.staleness import newest_gpu_evidence
 
 RULE = StoppingRule(most_deviation=10, least_seconds=0, time_out=1)
 WORKLOAD = Workload(prompt=(1, 2, 3), depth=0, tokens=0)
-FAMILIES = ("qkv", "logits")
+FAMILIES = ("qkv", "argmax")
 
 
 class PlayedClock:
@@ -36,8 +38,8 @@ class PlayedClock:
 
     def __init__(self, decoder, token):
         self.decoder, self.token, self.replays, self.closed = decoder, token, 0, False
-        self.launches = {"qkv": decoder.model.config.layers, "logits": 1}
-        self.read_before = {"qkv": "logits", "logits": "gate_up"}
+        self.launches = {"qkv": decoder.model.config.layers, "argmax": 1}
+        self.read_before = {"qkv": "logits", "argmax": "gate_up"}
 
     def logits(self):
         self.decoder.rewind(self.decoder.position - 1)
@@ -95,13 +97,14 @@ def test_families_are_timed_on_what_was_guarded(decoder, depth):
         assert family.time.samples == pytest.approx([100] * len(family.time.samples))  # us each
         assert family.stopped_by == CONVERGED
         assert family.bytes == traffic.terms[name]
-        per_launch = traffic.terms[name] / clock.launches[name]
-        assert family.bytes_per_second == pytest.approx(per_launch / 100e-6)
-        assert timed.roofline_fraction(name) == family.bytes_per_second / timed.bandwidth
+    moved = timed.families["qkv"].bytes_per_second
+    assert moved == pytest.approx(traffic.terms["qkv"] / decoder.model.config.layers / 100e-6)
+    assert timed.roofline_fraction("qkv") == moved / timed.bandwidth
+    assert timed.roofline_fraction("argmax") is None  # reads activations alone
     data = json.loads(json.dumps(timed.to_json(), allow_nan=False))
     assert data["verdict"]["accepted"]
     assert data["evidence"]["cached_positions"] == depth
-    assert data["families"]["logits"]["bytes_read_before"] == {"gate_up": traffic.terms["gate_up"]}
+    assert data["families"]["qkv"]["bytes_read_before"] == {"logits": traffic.terms["logits"]}
 
 
 def test_a_family_whose_launches_leave_other_bits_later_gives_no_number(decoder):
@@ -188,3 +191,67 @@ def test_without_a_gpu_the_benchmarks_are_not_applicable(benchmark, count):
     for key in outcomes:
         with pytest.raises(NotImplementedError):
             made.setup(outcomes, *(key if isinstance(key, tuple) else (key,)))
+
+
+class PlayedSession:
+    """A session whose decoder is the played one."""
+
+    def __init__(self, path, plant=None):
+        self.path, self.plant = path, plant
+
+    def measure_families(self, _prompt, families, *, numerics, depth):
+        if numerics == "broken":
+            raise BadInput("matvec.cu does not compile")
+        return measure_families(
+            opened(self.path, self.plant),
+            Workload((1, 2, 3), depth, 0),
+            families,
+            check,
+            instruments=HostInstruments(),
+            rule=RULE,
+        )
+
+
+def sidecar(results, name):
+    (path,) = results.glob(f"*/evidence/*-{name}.evidence")
+    assert path.stat().st_size < 50_000
+    return json.loads(path.read_text())
+
+
+def test_one_sidecar_holds_all_families_and_each_has_its_own_figures(
+    tiny_path, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MOE_HARNESS_RESULTS", str(tmp_path))
+    outcome = tracking._families("K f32", PlayedSession(tiny_path), FAMILIES, numerics="f32")
+    data = sidecar(tmp_path, "K-f32")
+    assert data["schema"] == "moe-harness/families/1"
+    for family in FAMILIES:
+        one = tracking._family(outcome, family)
+        one.require()
+        figures, kept = one.figures, data["families"][family]["us"]
+        assert figures["microseconds"]["number"] == 1
+        assert kept["samples_taken"] == len(figures["microseconds"]["samples"])
+        assert len(kept["samples"]) <= 50
+        of_family = data["families"][family]
+        if family == "argmax":
+            assert of_family["roofline_fraction"] is of_family["bytes_per_second"] is None
+            assert math.isnan(figures["gigabytes_per_second"])
+            assert math.isnan(figures["roofline_fraction"])
+        else:
+            assert figures["gigabytes_per_second"] == of_family["bytes_per_second"] / 1e9
+            assert figures["roofline_fraction"] == of_family["roofline_fraction"]
+
+
+def test_a_rejected_numerics_is_a_hole_in_every_family_and_keeps_its_reasons(
+    tiny_path, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MOE_HARNESS_RESULTS", str(tmp_path))
+    planted = PlayedSession(tiny_path, "drop_lowest_expert")
+    for session, name in ((planted, "f32"), (PlayedSession(tiny_path), "broken")):
+        outcome = tracking._families(f"K {name}", session, FAMILIES, numerics=name)
+        reasons = sidecar(tmp_path, f"K-{name}")["verdict"]["reasons"]
+        assert reasons
+        for family in FAMILIES:
+            with pytest.raises(Rejected) as rejected:
+                tracking._family(outcome, family).require()
+            assert rejected.value.reasons == reasons
