@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from harness.meter.instruments import Instruments
 
 _REPEATS = 10  # between two looks at the device
+# There are many families. The step before each sample keeps the clocks up, so that few samples need
+# no half second to settle.
 _DEFAULT_RULE = StoppingRule(least_seconds=0.02, time_out=0.3)
 
 
