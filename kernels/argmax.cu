@@ -40,6 +40,7 @@ __device__ inline Best best_of_block(Best best) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) argmax(const ArgmaxArgs a) {
+  take_over();
   Best best{-INFINITY, a.vocab};
   for (int id = blockIdx.x * kThreads + threadIdx.x; id < a.vocab; id += gridDim.x * kThreads) {
     best.meet({a.logits[id], id});

@@ -30,6 +30,7 @@ static_assert(sizeof(AppendArgs) == APPEND_ARGS_BYTES, "differs from kernels/att
 
 // One warp a head: queries, then keys, then values.
 extern "C" __global__ void __launch_bounds__(32) append(const AppendArgs a) {
+  take_over();
   const int head = blockIdx.x, position = a.state->position;
   const float* x = a.qkv + head * HEAD_DIM;
   const int row = a.kv_heads * HEAD_DIM;
@@ -263,6 +264,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attend(const AttendArg
   __shared__ __align__(8) float q[kHeads][HEAD_DIM];
   __shared__ float largest[kHeads], weight[kHeads];
   float* shares = shared + kWarps * kHeads * kRecord;
+  take_over();
   const int positions = a.state->position + 1;
   const int least = kWarps * kBatch;  // a batch for each warp
   const int per_split = (positions + gridDim.x - 1) / gridDim.x;

@@ -48,6 +48,17 @@ struct State {
   int token;     // its id
 };
 
+// A kernel of the decode may begin while its predecessor still runs (harness/backends/cuda/graph.py;
+// sm_90 and later). It then asks for weights, and `take_over` waits until all that the predecessor
+// wrote is visible; before it, nothing may be written, and nothing be read that the predecessor
+// writes. The successor may begin from then on: what ran two kernels before it has ended.
+__device__ inline void take_over() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 __device__ inline int lane_id() { return threadIdx.x & 31; }
 __device__ inline int warp_id() { return threadIdx.x >> 5; }
 

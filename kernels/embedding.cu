@@ -22,6 +22,7 @@ __device__ inline void copy_row(const EmbedArgs& a, int token) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) embed(const EmbedArgs a) {
+  take_over();
   const int token = a.state->token;
   switch (a.table.format) {
     case FORMAT_Q4_K: copy_row<Q4_K>(a, token); break;

@@ -199,15 +199,16 @@ struct Held {
   }
 };
 
-// Copies x, or its RMSNorm, to shared memory. What fits the threads' registers is read once; a
-// longer vector that is to be normed is read again. `meanwhile` runs once the first reads are on
-// their way: requests made before them would be served before them.
+// Copies x, or its RMSNorm, to shared memory, once the kernel that wrote x has ended. What fits the
+// threads' registers is read once; a longer vector that is to be normed is read again. `meanwhile`
+// runs once the first reads are on their way: requests made before them would be served before them.
 template <int WIDTH, int HELD, class Meanwhile>
 __device__ inline void stage_values(const float* x, int columns, const float* norm, float eps,
                                     float* values, Meanwhile meanwhile) {
   Held<WIDTH, HELD> held, weight;
-  held.read(x, 0, columns);
   if (norm != nullptr) weight.read(norm, 0, columns);
+  take_over();
+  held.read(x, 0, columns);
   meanwhile();
   if (norm == nullptr) {
     held.write(values, 0, columns);
@@ -234,12 +235,17 @@ __device__ inline void stage_values(const float* x, int columns, const float* no
   }
 }
 
-// Stages x [columns] into `memory` (input_bytes(columns)). `norm` [columns] is the weight of an
-// RMSNorm to apply, or null; `trace` receives the normed values where it is not null. HELD values
-// of a thread are read at once; `meanwhile` runs while they are on their way.
-template <int HELD = 8, class Meanwhile>
+// Waits for the predecessor, then stages x [columns] into `memory` (input_bytes(columns)). `norm`
+// [columns] is the weight of an RMSNorm to apply, or null; `trace` receives the normed values where
+// it is not null. HELD values of a thread are read at once; `meanwhile` runs while they are on their
+// way.
+struct Nothing {
+  __device__ void operator()() const {}
+};
+
+template <int HELD = 8, class Meanwhile = Nothing>
 __device__ inline Input stage_input(const float* x, int columns, const float* norm, float eps,
-                                    float* trace, void* memory, Meanwhile meanwhile) {
+                                    float* trace, void* memory, Meanwhile meanwhile = {}) {
   float* values = static_cast<float*>(memory);
   if (columns % 4 == 0) {
     stage_values<4, HELD>(x, columns, norm, eps, values, meanwhile);

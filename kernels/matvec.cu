@@ -53,11 +53,11 @@ template <bool TILED>
 __device__ inline void qkv_rows(const QkvArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
   const int items = (a.q.rows + kBlockRows - 1) / kBlockRows + 2 * ((a.k.rows + kBlockRows - 1) / kBlockRows);
-  const Input in = stage_input(a.x, a.q.columns, a.norm, a.eps, a.trace_norm, memory, [&] {
-    if (blockIdx.x >= items) return;
+  if (blockIdx.x < items) {
     const QkvRows ahead = sixteen_rows(a, blockIdx.x);
     prefetch_block<TILED>(ahead.m, ahead.row, ahead.m.rows - ahead.row);
-  });
+  }
+  const Input in = stage_input(a.x, a.q.columns, a.norm, a.eps, a.trace_norm, memory);
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const QkvRows rows = sixteen_rows(a, item);
     const int left = rows.m.rows - rows.row;
@@ -82,7 +82,8 @@ static_assert(sizeof(AttentionOutputArgs) == ATTENTION_OUTPUT_ARGS_BYTES, "diffe
 template <bool TILED>
 __device__ inline void attention_output_rows(const AttentionOutputArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const Input in = stage_input<16>(a.mixed, a.o.columns, nullptr, 0, nullptr, memory, [&] { prefetch_first<TILED>(a.o); });
+  prefetch_first<TILED>(a.o);
+  const Input in = stage_input<16>(a.mixed, a.o.columns, nullptr, 0, nullptr, memory);
   for_each_row<TILED>(a.o, in, [&](int row, float y) {
     if (a.trace_out != nullptr) a.trace_out[row] = y;
     a.residual[row] += y;
@@ -106,7 +107,8 @@ static_assert(sizeof(LogitsArgs) == LOGITS_ARGS_BYTES, "differs from kernels/mat
 template <bool TILED>
 __device__ inline void logits_rows(const LogitsArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const Input in = stage_input(a.x, a.output.columns, a.norm, a.eps, a.trace_norm, memory, [&] { prefetch_first<TILED>(a.output); });
+  prefetch_first<TILED>(a.output);
+  const Input in = stage_input(a.x, a.output.columns, a.norm, a.eps, a.trace_norm, memory);
   for_each_row<TILED>(a.output, in, [&](int row, float y) { a.logits[row] = y; });
 }
 ROW_KERNEL(logits, LogitsArgs)
@@ -123,7 +125,8 @@ static_assert(sizeof(MatvecArgs) == MATVEC_ARGS_BYTES, "differs from kernels/mat
 template <bool TILED>
 __device__ inline void matvec_rows(const MatvecArgs& a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const Input in = stage_input(a.x, a.m.columns, nullptr, 0, nullptr, memory, [&] { prefetch_first<TILED>(a.m); });
+  prefetch_first<TILED>(a.m);
+  const Input in = stage_input(a.x, a.m.columns, nullptr, 0, nullptr, memory);
   for_each_row<TILED>(a.m, in, [&](int row, float y) { a.out[row] = y; });
 }
 ROW_KERNEL(matvec, MatvecArgs)

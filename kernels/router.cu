@@ -102,9 +102,8 @@ constexpr int kExperts = 2;
 extern "C" __global__ void __launch_bounds__(kThreads, kResident) route(const RouteArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
   const int experts = a.router.rows, first = blockIdx.x * kExperts + warp_id();
-  const Input in = stage_input(a.x, a.router.columns, a.norm, a.eps, a.trace_norm, memory, [&] {
-    if (warp_id() < kExperts && first < experts) prefetch_rows(a.router, first, 1);
-  });
+  if (warp_id() < kExperts && first < experts) prefetch_rows(a.router, first, 1);
+  const Input in = stage_input(a.x, a.router.columns, a.norm, a.eps, a.trace_norm, memory);
   for (int e = first; warp_id() < kExperts && e < experts; e += gridDim.x * kExperts) {
     const long long index[1] = {e};
     float out[1];

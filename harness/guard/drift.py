@@ -64,7 +64,10 @@ class Drift:
 
 def measure_drift(candidate: Decoder, rounding: Oracle, plain: Oracle, ids: Sequence[int]) -> Drift:
     """Run all three free over ``ids``; ``rounding`` has the candidate's activation format."""
-    runs = [_free_run(decoder, ids) for decoder in (candidate, rounding, plain)]
+    runs = [_stage(candidate, _decoded(candidate, ids))]
+    for oracle in (rounding, plain):
+        oracle.reset()
+        runs.append(_stage(oracle, oracle.run(ids, _PLAN).captures))
     cosines: list[list[float]] = []
     medians: list[float] = []
     for run in runs[:2]:
@@ -79,14 +82,16 @@ def _worst_cosine(got: NDArray[np.float64], truth: NDArray[np.float64]) -> float
     return float(np.nan_to_num(cosine(got, truth), nan=-1.0).min())
 
 
-def _free_run(decoder: Decoder | Oracle, ids: Sequence[int]) -> list[NDArray[np.float64]]:
-    """``moe_ffn_out`` of every layer, float64 ``[positions, hidden]``."""
+def _decoded(decoder: Decoder, ids: Sequence[int]) -> list[Capture]:
     decoder.reset()
-    captures = []
-    for token in ids:
-        capture = Capture(_PLAN)
+    captures = [Capture(_PLAN) for _ in ids]
+    for token, capture in zip(ids, captures, strict=True):
         decoder.step(token, capture)
-        captures.append(capture)
+    return captures
+
+
+def _stage(decoder: Decoder | Oracle, captures: Sequence[Capture]) -> list[NDArray[np.float64]]:
+    """``moe_ffn_out`` of every layer, float64 ``[positions, hidden]``."""
     return [
         np.stack([capture["moe_ffn_out", layer] for capture in captures]).astype(np.float64)
         for layer in range(decoder.model.config.layers)

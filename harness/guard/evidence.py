@@ -57,7 +57,8 @@ class PassEvidence:
 
     Arrays are ``[layers, positions]`` unless said otherwise. ``attention_rel_l2`` is the error
     of ``post_attn_residual`` relative to what attention added (forced) or to the whole residual
-    (free). ``*_row`` are worst rows, ``[layers]``.
+    (free). ``*_row`` are worst rows, ``[layers]``. ``cached_*``: values that a float16 cache was
+    given, and those that the oracle took from the candidate (``guard.replay``).
     """
 
     moe_cosine: NDArray[np.float64]
@@ -75,6 +76,8 @@ class PassEvidence:
     logits_row: float
     argmax_agree: int
     argmax_margins: tuple[tuple[int, int, int, float, float], ...]
+    cached_values: int
+    cached_replayed: int
 
     @property
     def argmax_ties(self) -> int:
@@ -206,11 +209,8 @@ class Evidence:
             "logits_cosine": finite_or_none(float(main.logits_cosine.min())),
             "free_running": _summary(self.free),
             "teacher_forced": _summary(self.forced),
-            "replays": [
-                [swap.layer, *swap.to_json(), swap.bound]
-                for swap in (self.free.swaps if self.free and "free" in self.judged else ())
-                if swap.is_tie
-            ],
+            "replays": _replays(self.free if "free" in self.judged else None),
+            "forced_replays": _replays(self.forced),
             "findings": [
                 {"what": f.what, "value": finite_or_none(f.value), "limit": finite_or_none(f.limit)}
                 for f in self.findings
@@ -220,6 +220,13 @@ class Evidence:
             "ran": dict(self.ran),
             "model": dict(self.model),
         }
+
+
+def _replays(seen: PassEvidence | None) -> list[list[object]]:
+    """Every tie at which the oracle took the candidate's experts: layer, then as in the table."""
+    if seen is None:
+        return []
+    return [[swap.layer, *swap.to_json(), swap.bound] for swap in seen.swaps if swap.is_tie]
 
 
 def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
@@ -239,4 +246,6 @@ def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
         "worst_logits_cosine": finite_or_none(float(seen.logits_cosine.min())),
         "worst_logits_rel_l2": finite_or_none(float(seen.logits_rel_l2.max())),
         "argmax_agree": seen.argmax_agree,
+        "cached_values": seen.cached_values,
+        "cached_replayed": seen.cached_replayed,
     }

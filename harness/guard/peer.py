@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.reference import Oracle, Routing
+from harness.reference import Oracle, Routing, Run
 from harness.stages import Capture, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from harness.decoder import Decoder
-    from harness.reference.oracle import Choose
+    from harness.reference import Replay
+
+
+_NOTHING = Plan(frozenset())
 
 
 class PeerReference(Oracle):
@@ -40,31 +45,35 @@ class PeerReference(Oracle):
         super().reset()
         self.decoder.reset()
 
+    def rewind(self, position: int) -> None:
+        """Go back to an earlier position."""
+        super().rewind(position)
+        self.decoder.rewind(position)
+
     def fill_cache(self, keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
         """Fill the decoder's cache."""
         self.decoder.fill_cache(keys, values)
         self.position = keys.shape[1]
 
-    def step(
+    def run(
         self,
-        token: int,
-        capture: Capture | None = None,
+        ids: Sequence[int],
+        plan: Plan = _NOTHING,
         forced: NDArray[np.floating] | None = None,
-        choose: Choose | None = None,
-    ) -> NDArray[np.float64]:
-        """Decode one token; ``choose`` is shown the routing, and its answer is not taken."""
-        wanted = capture.plan.stages if capture is not None else frozenset()
-        seen = Capture(Plan(wanted | {"ffn_norm", "moe_router_indices"}))
-        given = None if forced is None else np.asarray(forced, dtype=np.float32)
-        logits = self.decoder.step(token, seen, given)
-        if capture is not None:
-            for stage, layer in seen.keys():  # noqa: SIM118 - a capture is no mapping
-                capture.put(stage, layer, seen[stage, layer])
-        if choose is not None:
-            for layer in range(self.config.layers):
-                choose(self._routing(seen, layer))
-        self.position += 1
-        return logits.astype(np.float64)
+        replay: Replay | None = None,
+    ) -> Run:
+        """Decode tokens; ``replay`` is shown the routing, and its answers are not taken."""
+        captures, logits = [], []
+        for place, token in enumerate(ids):
+            seen = Capture(Plan(plan.stages | {"ffn_norm", "moe_router_indices"}))
+            given = None if forced is None else forced[place].astype(np.float32)
+            logits.append(self.decoder.step(token, seen, given).astype(np.float64))
+            captures.append(seen)
+            if replay is not None:
+                for layer in range(self.config.layers):
+                    replay.experts(self._routing(seen, layer))
+            self.position += 1
+        return Run(captures, np.stack(logits))
 
     def _routing(self, seen: Capture, layer: int) -> Routing:
         x = seen["ffn_norm", layer].astype(np.float64)

@@ -10,6 +10,7 @@ import numpy as np
 from harness.errors import BadInput
 from harness.guard.distance import cosine, rel_l2, worst_row
 from harness.guard.evidence import Evidence, PassEvidence
+from harness.guard.replay import CACHED_STAGES, CandidateReplay
 from harness.guard.routing import Swap, compare_sets, renormalised, valid_ids
 from harness.guard.verdict import judge
 from harness.stages import REQUIRED, Capture, Plan
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from harness.decoder import Decoder
-    from harness.reference import Oracle, Routing
+    from harness.numerics import Tolerance
+    from harness.reference import Oracle
 
 MODES = ("free", "forced", "both")
 _CANDIDATE_PLAN = Plan(frozenset(REQUIRED))
@@ -98,26 +100,27 @@ def guard(
             f"{candidate.numerics.name} is judged teacher-forced only; use --mode forced or both"
         )
     extra = plan.stages if plan is not None else frozenset()
-    free = forced = None
+    if candidate.numerics.cache == "f16":
+        extra = extra.union(CACHED_STAGES)
+    shown = Plan(_CANDIDATE_PLAN.stages | extra)
+    free = forced = free_evidence = forced_evidence = None
     if mode != "forced":
-        free = _run(candidate, ids, cache, Plan(_CANDIDATE_PLAN.stages | extra))
-    seen: dict[tuple[int, int], Routing] = {}
-    truth = _run_oracle(
-        oracle,
-        ids,
-        cache,
-        Plan(_ORACLE_PLAN.stages | extra),
-        _Replay(free if "free" in judged else None, tolerance.tie_epsilon, seen),
-    )
+        free = _run(candidate, ids, cache, shown)
+    truths = _Truths(oracle, ids, cache, Plan(_ORACLE_PLAN.stages | extra), tolerance)
+    # Each pass is held against an oracle that replays it: what falls either way by rounding may
+    # fall otherwise in the other pass.
+    truth, replay = truths.of(free if "free" in judged else None)
+    if free is not None:
+        if keep is not None:
+            keep(free.captures, truth.captures)
+        free_evidence = _Comparison(oracle, truth, replay, tolerance)(free, forced=False)
     if mode != "free":
         layers = range(candidate.model.config.layers)
-        inputs = np.stack([truth.stage("embedding", n) for n in layers], axis=1)
-        forced = _run(candidate, ids, cache, _CANDIDATE_PLAN, inputs.astype(np.float32))
-    if keep is not None and free is not None:
-        keep(free.captures, truth.captures)
-    compare = _Comparison(oracle, truth, seen, tolerance.tie_epsilon)
-    free_evidence = None if free is None else compare(free, forced=False)
-    forced_evidence = None if forced is None else compare(forced, forced=True)
+        true_inputs = np.stack([truth.stage("embedding", n) for n in layers], axis=1)
+        inputs = true_inputs.astype(np.float32)
+        forced = _run(candidate, ids, cache, shown, inputs)
+        truth, replay = truths.of(forced, inputs)
+        forced_evidence = _Comparison(oracle, truth, replay, tolerance)(forced, forced=True)
     findings, verdict = judge(
         tolerance,
         free_evidence if "free" in judged else None,
@@ -165,55 +168,43 @@ def _run(
     return done
 
 
-def _run_oracle(
-    oracle: Oracle,
-    ids: Sequence[int],
-    cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    plan: Plan,
-    choose: _Replay,
-) -> _Pass:
-    oracle.reset()
-    if cache is not None:
-        oracle.fill_cache(*cache)
-    choose.start = oracle.position
-    done = _Pass()
-    for token in ids:
-        capture = Capture(plan)
-        done.logits.append(oracle.step(token, capture, choose=choose))
-        done.captures.append(capture)
-    return done
-
-
-class _Replay:
-    """Routing replay: at a proven tie the oracle takes the candidate's experts."""
-
-    def __init__(
-        self, free: _Pass | None, epsilon: float, seen: dict[tuple[int, int], Routing]
-    ) -> None:
-        self._free, self._epsilon, self._seen = free, epsilon, seen
-        self.start = 0
-
-    def __call__(self, routing: Routing) -> NDArray[np.int64] | None:
-        position = routing.position - self.start
-        self._seen[routing.layer, position] = routing
-        if self._free is None:
-            return None
-        ids = self._free.ids(routing.layer, position)
-        swap = compare_sets(routing, ids, self._epsilon)
-        return ids.astype(np.int64) if swap is not None and swap.is_tie else None
-
-
-class _Comparison:
-    """Compares passes of a candidate with one pass of the oracle."""
+class _Truths:
+    """The oracle's passes over one prompt."""
 
     def __init__(
         self,
         oracle: Oracle,
-        truth: _Pass,
-        seen: dict[tuple[int, int], Routing],
-        epsilon: float,
+        ids: Sequence[int],
+        cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+        plan: Plan,
+        tolerance: Tolerance,
     ) -> None:
-        self.oracle, self.truth, self.seen, self.epsilon = oracle, truth, seen, epsilon
+        self._oracle, self._ids, self._plan, self._tolerance = oracle, ids, plan, tolerance
+        self._start = 0 if cache is None else cache[0].shape[1]
+        oracle.reset()
+        if cache is not None:
+            oracle.fill_cache(*cache)
+
+    def of(
+        self, replayed: _Pass | None, inputs: NDArray[np.float32] | None = None
+    ) -> tuple[_Pass, CandidateReplay]:
+        """One pass, teacher-forced with ``inputs``; ``replayed`` decides what rounding decides."""
+        oracle = self._oracle
+        oracle.rewind(self._start)
+        captures = None if replayed is None else replayed.captures
+        replay = CandidateReplay(captures, self._tolerance, self._start)
+        done = oracle.run(self._ids, self._plan, inputs, replay)
+        return _Pass(done.captures, list(done.logits)), replay
+
+
+class _Comparison:
+    """Compares a pass of a candidate with one of the oracle."""
+
+    def __init__(
+        self, oracle: Oracle, truth: _Pass, replay: CandidateReplay, tolerance: Tolerance
+    ) -> None:
+        self.oracle, self.truth, self.replay = oracle, truth, replay
+        self.seen, self.epsilon = replay.seen, tolerance.tie_epsilon
         self.layers = oracle.config.layers
         self.positions = len(truth.captures)
 
@@ -259,6 +250,8 @@ class _Comparison:
             logits_row=worst_row(logits, true_logits),
             argmax_agree=self.positions - len(margins),
             argmax_margins=tuple(margins),
+            cached_values=self.replay.cached_values,
+            cached_replayed=self.replay.cached_replayed,
         )
 
     def _routing(

@@ -274,6 +274,10 @@ def seeded_cache(decoder: Decoder, workload: Workload) -> Cache | None:
     keys, values = (np.empty(shape, dtype=np.float32) for _ in range(2))
     for each in (keys, values):
         for layer in each:
+            flat, at = layer.reshape(-1), 0
             start = int(rng.integers(_POOL))
-            layer[...] = np.resize(np.roll(pool, start), layer.size).reshape(layer.shape)
+            while at < flat.size:
+                part = pool[start : start + flat.size - at]
+                flat[at : at + part.size] = part
+                at, start = at + part.size, 0
     return keys, values

@@ -1,5 +1,5 @@
 """What is true: the float64 oracle."""
 
-from harness.reference.oracle import Oracle, Routing
+from harness.reference.oracle import Oracle, Replay, Routing, Run
 
-__all__ = ["Oracle", "Routing"]
+__all__ = ["Oracle", "Replay", "Routing", "Run"]

@@ -117,6 +117,7 @@ class Launches:
         from pycuda import driver  # noqa: PLC0415 - an extra
 
         self._doing, self._copies = f"running {declaration.name}", copies
+        self._program = program  # holds the code that the graph runs: unloaded, a replay crashes
         self._stream, self._graph = driver.Stream(), Graph()
         with translated(self._doing):
             # Compiles and loads, which a capture does not allow.

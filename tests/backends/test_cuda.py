@@ -78,6 +78,26 @@ def test_the_device_decodes_by_itself_what_the_host_decodes_step_by_step(small_m
 
 
 @pytest.mark.gpu
+def test_quad_reproduces_the_cpus_rounding(small_model):
+    """Of the CPU's products, ``quad`` gives bit by bit more than any other order of sums."""
+    plan = Plan.parse("qkv_matmul")
+    model, c = small_model, small_model.config
+    inputs = np.random.default_rng(0).standard_normal((c.layers, c.hidden), dtype=np.float32)
+    cpu = Capture(plan)
+    open_decoder(model, backend="cpu", capacity=1).step(3, cpu, inputs)
+    equal = {}
+    for numerics in ("quad", "f32", "f64", "kahan", "chunked", "i24"):
+        decoder, seen = open_cuda(model, numerics, capacity=1), Capture(plan)
+        decoder.step(3, seen, inputs)
+        decoder.close()
+        same = [cpu["qkv_matmul", n] == seen["qkv_matmul", n] for n in range(c.layers)]
+        equal[numerics] = float(np.concatenate(same).mean())
+    print("values equal to the CPU's, bit by bit:", equal)
+    assert equal["quad"] == max(equal.values())
+    assert equal["quad"] > 2 * equal["f32"]
+
+
+@pytest.mark.gpu
 def test_a_long_cache_is_split_and_merged(small_model):
     c = small_model.config
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from harness.guard.faults import seeded_prompts
 from harness.model import open_model
 from harness.model.synth import PRESETS, more_bits, synthesise, write_model
 from harness.reference import Oracle
+from harness.stages import Plan
 
 SMALL_PRESETS = ("tiny", "odd-all-experts", "odd-top1")
 
@@ -62,11 +63,12 @@ def test_the_30b_has_the_real_size_and_mix():
 def test_no_two_experts_are_equal_and_all_are_used(tiny_path):
     model = open_model(tiny_path)
     c = model.config
-    used = [set() for _ in range(c.layers)]
-    oracle = Oracle(model, capacity=64)
-    for token in seeded_prompts(c.vocab, 1, 64)[0]:
-        oracle.step(token, choose=lambda seen: used[seen.layer].update(seen.chosen.tolist()))
-    assert all(len(ids) == c.experts for ids in used)
+    run = Oracle(model, capacity=64).run(
+        seeded_prompts(c.vocab, 1, 64)[0], Plan.parse("moe_router_indices")
+    )
+    for layer in range(c.layers):
+        used = {int(i) for seen in run.captures for i in seen["moe_router_indices", layer]}
+        assert len(used) == c.experts
     for short in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
         experts = {bytes(raw) for raw in model.layer(1, short).blocks}
         assert len(experts) == c.experts

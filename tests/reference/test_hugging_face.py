@@ -88,7 +88,7 @@ def hugging_face(model, dtype=torch.float64):
 
 def relative(model, ids, twin_of=None):
     oracle = Oracle(model, capacity=len(ids))
-    ours = np.stack([oracle.step(token) for token in ids])
+    ours = oracle.run(ids).logits
     theirs = twin_logits(twin_of or model, ids)
     return np.linalg.norm(ours - theirs, axis=-1) / np.linalg.norm(theirs, axis=-1)
 
@@ -129,7 +129,7 @@ def test_agrees_to_float64_where_nothing_is_cast_to_float32(shape):
     model = random_model(SHAPES[shape])
     ids = prompt(model.config, 2)
     oracle = Oracle(model, capacity=len(ids))
-    ours = np.stack([oracle.step(token) for token in ids])
+    ours = oracle.run(ids).logits
     theirs = lifted_logits(model, ids)
     assert theirs.dtype == np.float64
     assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-9

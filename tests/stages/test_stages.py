@@ -47,17 +47,17 @@ def test_a_dump_reads_back_and_equals_itself(dump):
 
 def test_every_stage_that_the_model_has_is_captured_and_is_the_oracles(tmp_path, small_model):
     plan, ids = Plan.parse("all"), [3, 1, 4]
+    decoder = open_decoder(small_model, backend="cpu", capacity=3)
+    captures = [Capture(plan) for _ in ids]
+    for token, capture in zip(ids, captures, strict=True):
+        decoder.step(token, capture)
     dumps = []
-    for decoder in (
-        open_decoder(small_model, backend="cpu", capacity=3),
-        Oracle(small_model, capacity=3),
+    for name, shown in (
+        ("candidate", captures),
+        ("oracle", Oracle(small_model, capacity=3).run(ids, plan).captures),
     ):
-        captures = [Capture(plan) for _ in ids]
-        for token, capture in zip(ids, captures, strict=True):
-            decoder.step(token, capture)
-        folder = tmp_path / type(decoder).__name__
-        write_dump(folder, captures, plan)
-        dumps.append(read_dump(folder))
+        write_dump(tmp_path / name, shown, plan)
+        dumps.append(read_dump(tmp_path / name))
     layers = range(small_model.config.layers)
     wanted = {(stage, layer) for stage in PER_LAYER for layer in layers} | {
         (stage, None) for stage in WHOLE_MODEL

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from harness.backends.cuda.family_clock import FamilyClock
 from harness.backends.cuda.forward import POSITION, TOKEN, Forward
@@ -224,9 +225,9 @@ class CudaDecoder:
         positions = keys.shape[1]
         for cache, filled in ((self._forward.keys, keys), (self._forward.values, values)):
             for layer in range(self.model.config.layers):
-                upload(
-                    cache + 2 * layer * self._forward.layer_cache, filled[layer].astype(np.float16)
-                )
+                # torch rounds on all cores, numpy on one: a long cache has billions of values.
+                halves = torch.from_numpy(np.ascontiguousarray(filled[layer])).to(torch.float16)
+                upload(cache + 2 * layer * self._forward.layer_cache, halves.numpy())
         self._go_to(positions)
 
     def family_clock(self, token: int) -> FamilyClock:
@@ -285,7 +286,7 @@ class CudaDecoder:
 
     def _graph(self, kind: str) -> Graph:
         if kind not in self._graphs:
-            graph = Graph()
+            graph = Graph(overlapped=self.gpu.overlaps)
             trace = None if kind == "plain" else self._trace
             with graph.captured(self._stream):
                 self._forward.token(trace, self._forced if kind == "forced" else 0)

@@ -36,6 +36,11 @@ class Gpu:
         """Kernels of a variant for this GPU."""
         return Program(variant, heads, self.arch, Device(self.multiprocessors, self.shared_bytes))
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether a kernel may begin before its predecessor has ended."""
+        return int(self.arch.removeprefix("sm_")) >= 90
+
     def free_bytes(self) -> int:
         """Memory that nobody has taken."""
         from pycuda import driver  # noqa: PLC0415 - an extra
