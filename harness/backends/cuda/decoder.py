@@ -234,7 +234,13 @@ class CudaDecoder:
         """Time kernel families by themselves (``harness.decoder.FamilyTimed.family_clock``)."""
         if not self.position:
             raise ValueError("no step was made: there is none to repeat")
-        return FamilyClock(self._forward, self._stream, position=self.position - 1, token=token)
+        return FamilyClock(
+            self._forward,
+            self._stream,
+            position=self.position - 1,
+            token=token,
+            overlapped=self.gpu.overlaps,
+        )
 
     def sibling(self, capacity: int, numerics: Numerics | None = None) -> CudaDecoder:
         """Open another decoder on the same weights (``harness.decoder.Decoder.sibling``).

@@ -39,6 +39,8 @@ class FamilyClock:
         PyCUDA's, that ``forward`` launches on.
     position, token
         Of the step.
+    overlapped
+        As the decoder's own graphs (``Graph``).
 
     Attributes
     ----------
@@ -49,10 +51,18 @@ class FamilyClock:
 
     """
 
-    def __init__(self, forward: Forward, stream: Any, *, position: int, token: int) -> None:  # noqa: ANN401 - PyCUDA's
+    def __init__(
+        self,
+        forward: Forward,
+        stream: Any,  # noqa: ANN401 - PyCUDA's
+        *,
+        position: int,
+        token: int,
+        overlapped: bool,
+    ) -> None:
         self._forward, self._stream = forward, stream
-        self._step = Graph()
-        self._alone = {family: Graph() for family in TOKEN_FAMILIES}
+        self._step = Graph(overlapped=overlapped)
+        self._alone = {family: Graph(overlapped=overlapped) for family in TOKEN_FAMILIES}
         self.read_before = {f: _READ_BEFORE.get(f, _READ_LAST) for f in TOKEN_FAMILIES}
         try:
             with translated("capturing kernel families"):
@@ -83,9 +93,10 @@ class FamilyClock:
     def milliseconds(self, family: str, repeats: int) -> list[float]:
         """Time all of a family's launches in one token, ``repeats`` times.
 
-        By events, around the replay of a graph. What lies between two of its launches is in the
-        time, and its start: a few microseconds, which weigh on families of one launch a token. The
-        host is no part of it: it has queued the replay before the step ahead of it has ended.
+        By events, around the replay of a graph, whose launches follow each other, or overlap, as
+        the decoder's do. Its start is in the time: a few microseconds, which weigh on families of
+        one launch a token. The host is no part of it: it has queued the replay before the step
+        ahead of it has ended.
 
         Raises
         ------
