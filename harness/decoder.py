@@ -123,6 +123,41 @@ class DeviceTimed(Protocol):
         """Decode ``prompt`` untimed, then ``count`` tokens of its own choosing, timed."""
 
 
+class FamilyClock(Protocol):
+    """Repeats a decoder's last step, and times one family of its kernels at a time.
+
+    ``launches`` are those of a token, by family. ``read_before`` names, by family, the one that
+    reads other weights last before it is timed: these displace its own from the cache.
+    """
+
+    @property
+    def launches(self) -> Mapping[str, int]:
+        """Of one token."""
+
+    @property
+    def read_before(self) -> Mapping[str, str]:
+        """Family by family."""
+
+    def logits(self) -> NDArray[np.float32]:
+        """Repeat the step, untimed; its logits, float32 ``[vocab]``."""
+
+    def milliseconds(self, family: str, repeats: int) -> list[float]:
+        """Time all of a family's launches in one token, ``repeats`` times; KeyError if unknown."""
+
+    def left(self) -> bytes:
+        """All that the last of them left behind, but for the cache."""
+
+    def close(self) -> None:
+        """Free what it holds; the decoder is rewound before it decodes again."""
+
+
+class FamilyTimed(Decoder, Protocol):
+    """A decoder whose kernel families can be timed by themselves."""
+
+    def family_clock(self, token: int) -> FamilyClock:
+        """Open the clock of the last step, which decoded ``token``."""
+
+
 # -- what every decoder refuses ----------------------------------------------------------------
 
 

@@ -17,8 +17,8 @@ class Settings:
     Attributes
     ----------
     model
-        ``MOE_HARNESS_MODEL``: the GGUF that ``decode.Qwen3MoeDecode`` decodes; None: a synthetic
-        one, written once into ``models``.
+        ``MOE_HARNESS_MODEL``: the GGUF of the GPU's benchmarks; None: a synthetic one, written
+        once into ``models``.
     models
         ``MOE_HARNESS_MODELS``: where that is kept, ``~/.cache/moe-harness/models`` unless given.
     plant

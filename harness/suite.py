@@ -203,19 +203,33 @@ class DecodeSession:
             Where that is more than the model's context.
 
         """
-        context, capacity = self._model.config.context_length, depth + len(prompt) + tokens
-        if capacity > context:
-            raise BadInput(
-                f"{depth} cached + {len(prompt)} prompt + {tokens} tokens are {capacity} "
-                f"positions, but the model's context is {context}; ask for fewer"
-            )
+        workload = Workload(tuple(prompt), depth, tokens)
         return measure_decode(
-            self._open(capacity),
-            Workload(tuple(prompt), depth, tokens),
+            self._open(self._capacity(workload)),
+            workload,
             self._check,
-            instruments=_instruments(self._device, self._watched),
+            instruments=self._instruments(),
             rule=rule,
         )
+
+    def _capacity(self, workload: Workload) -> int:
+        """Positions that a workload takes."""
+        depth, prompt, tokens = workload.depth, len(workload.prompt), workload.tokens
+        context, capacity = self._model.config.context_length, depth + prompt + tokens
+        if capacity > context:
+            raise BadInput(
+                f"{depth} cached + {prompt} prompt + {tokens} tokens are {capacity} "
+                f"positions, but the model's context is {context}; ask for fewer"
+            )
+        return capacity
+
+    def _instruments(self) -> Instruments:
+        if self._watched is None:
+            return HostInstruments()
+        from harness.backends.cuda.bandwidth import gpu_read_bandwidth  # noqa: PLC0415
+        from harness.backends.cuda.gpu import open_gpu  # noqa: PLC0415
+
+        return GpuInstruments(self._watched, lambda: gpu_read_bandwidth(open_gpu(self._device)))
 
     def _open(self, capacity: int) -> Decoder:
         """Open a decoder of that capacity, with the last one's weights; the last one is closed."""
@@ -256,12 +270,3 @@ def _watched(backend: str, device: int) -> Gpu | None:
     gpu = Gpu.open(find_gpu(device).uuid)
     gpu.memory_baseline()
     return gpu
-
-
-def _instruments(device: int, watched: Gpu | None) -> Instruments:
-    if watched is None:
-        return HostInstruments()
-    from harness.backends.cuda.bandwidth import gpu_read_bandwidth  # noqa: PLC0415
-    from harness.backends.cuda.gpu import open_gpu  # noqa: PLC0415
-
-    return GpuInstruments(watched, lambda: gpu_read_bandwidth(open_gpu(device)))

@@ -7,11 +7,13 @@ rejected runs too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.backends.cuda.gpu import find_gpu
 from harness.errors import BadInput, HardwareAbsent, Rejected
+from harness.family_suite import FamilySession
 from harness.guard import Evidence
 from harness.meter.commit import this_commit
 from harness.meter.identity import machine_identity
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.meter.decode import DecodeMeasurement
+    from harness.meter.families import FamiliesMeasurement
     from harness.workbench import Declaration
 
     Figure: TypeAlias = float | dict[str, Any]
@@ -39,10 +42,12 @@ if TYPE_CHECKING:
 _TOKENS = 32
 _GPU_TOKENS = 128  # as llama-bench decodes
 _GPU_PROMPT = CANONICAL["canonical_3tok"]
+_FAMILY_PROMPT = CANONICAL["multi_tok_short"]
 _GPU_SECONDS = 6.0  # of noise at most, at each depth
 _PRESET = "qwen3-30b-a3b"
 _PARITY_POSITIONS = 64
 _KEPT_SAMPLES = 200
+_KEPT_FAMILY_SAMPLES = 50  # of each of many families in one sidecar
 _KERNEL_SECONDS = 4.0  # of noise at most, for each of many kernels
 
 
@@ -124,6 +129,84 @@ def cpu_products(
         return _recorded(f"{benchmark} {family} {name}", run)
 
     return {(family, name): one(family, name) for family in families for name in numerics}
+
+
+def cuda_families(
+    benchmark: str, families: Sequence[str], numerics: Sequence[str]
+) -> dict[tuple[str, str], Outcome]:
+    """Time each family of the CUDA decoder's kernels on the 30B model; n/a without a GPU."""
+    pairs = [(family, name) for name in numerics for family in families]
+    try:
+        find_gpu(0)
+    except HardwareAbsent as error:
+        return dict.fromkeys(pairs, Outcome(absent=str(error)))
+    with FamilySession(open_model(_qwen3moe_path()), plant=settings().plant) as session:
+        by_numerics = {
+            name: _families(f"{benchmark} {name}", session, families, numerics=name)
+            for name in numerics
+        }
+    return {(family, name): _family(by_numerics[name], family) for family, name in pairs}
+
+
+def cuda_attention(benchmark: str, depths: Sequence[int]) -> dict[int, Outcome]:
+    """Time attention on the 30B model at each depth; n/a without a GPU."""
+    try:
+        find_gpu(0)
+    except HardwareAbsent as error:
+        return dict.fromkeys(depths, Outcome(absent=str(error)))
+    with FamilySession(open_model(_qwen3moe_path()), plant=settings().plant) as session:
+        return {
+            depth: _family(
+                _families(f"{benchmark} depth={depth}", session, ["attend"], depth=depth), "attend"
+            )
+            for depth in depths
+        }
+
+
+def _families(
+    benchmark: str,
+    session: FamilySession,
+    families: Sequence[str],
+    *,
+    numerics: str | None = None,
+    depth: int = 0,
+) -> Outcome:
+    """Time families; the outcome's figures are by family."""
+
+    def run() -> tuple[dict[str, Figure], dict[str, Any]]:
+        try:
+            measured = session.measure_families(
+                _FAMILY_PROMPT, families, numerics=numerics, depth=depth
+            )
+        except HardwareAbsent:
+            raise
+        except BadInput as error:
+            # Numerics that do not compile, or a depth that does not fit, must not take the others
+            # with them.
+            raise Rejected([str(error)]) from None
+        data = measured.to_json()
+        for family in data["families"].values():
+            _thinned(family, "us", _KEPT_FAMILY_SAMPLES)
+        return {family: _family_figures(measured, family) for family in families}, data
+
+    return _recorded(benchmark, run)
+
+
+def _family_figures(measured: FamiliesMeasurement, family: str) -> dict[str, Figure]:
+    timed, moved = measured.families[family], measured.families[family].bytes_per_second
+    share = measured.roofline_fraction(family)
+    return {
+        "microseconds": _samples(timed.time.samples),
+        # asv's n/a: 0 would pull the mean over all parameters, which it draws, to 0.
+        "gigabytes_per_second": math.nan if moved is None else moved / 1e9,
+        "roofline_fraction": math.nan if share is None else share,
+    }
+
+
+def _family(outcome: Outcome, family: str) -> Outcome:
+    """One family's share of what was measured together."""
+    figures = outcome.figures.get(family, {})
+    return replace(outcome, figures=figures if isinstance(figures, dict) else {})
 
 
 def embedded_parity(benchmark: str, numerics: Sequence[str]) -> dict[str, Outcome]:
@@ -286,10 +369,10 @@ def _samples(values: Sequence[float]) -> dict[str, Any]:
     return {"samples": list(values), "number": 1}
 
 
-def _thinned(data: dict[str, Any], timing: str) -> dict[str, Any]:
-    """Keep at most ``_KEPT_SAMPLES`` samples, evenly spaced in time: results/ stays small."""
+def _thinned(data: dict[str, Any], timing: str, most: int = _KEPT_SAMPLES) -> dict[str, Any]:
+    """Keep at most ``most`` samples, evenly spaced in time: results/ stays small."""
     samples = data[timing]["samples"]
-    stride = -(-len(samples) // _KEPT_SAMPLES)
+    stride = -(-len(samples) // most)
     data[timing] |= {
         "samples": [round(sample, 6) for sample in samples[::stride]],
         "samples_taken": len(samples),

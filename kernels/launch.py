@@ -35,12 +35,14 @@ class Kernel:
     """One kernel, ready to be launched.
 
     ``after`` sees each launch by name, so that an error can be told where it happened; it does
-    nothing unless set.
+    nothing unless set. While ``left_out`` is true nothing is launched, so that other kernels can be
+    captured without this one.
     """
 
     def __init__(self, function: Any, name: str, arguments: np.dtype[np.void]) -> None:  # noqa: ANN401
         self.function, self.name, self.arguments = function, name, arguments
         self.after: Callable[[str], None] = lambda _name: None
+        self.left_out = False
         self._shared = 48 << 10  # what a block may have without asking
 
     def launch(
@@ -53,6 +55,8 @@ class Kernel:
         shared: int = 0,
     ) -> None:
         """Launch with the struct's fields by name; fields left out are zero (null)."""
+        if self.left_out:
+            return
         arguments = np.zeros((), self.arguments)
         for key, value in values.items():
             arguments[key] = value

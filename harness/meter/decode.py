@@ -135,14 +135,14 @@ def measure_decode(
     rule = rule or StoppingRule()
     instruments = instruments or HostInstruments()
     with measuring(decoder.device_id):
-        cache = _seeded_cache(decoder, workload)
-        _restart(decoder, cache)
+        cache = seeded_cache(decoder, workload)
+        restart(decoder, cache)
         tokens = decoder.generate(workload.prompt, workload.tokens)
         ids = [*workload.prompt, *tokens]
         evidence = check(decoder, ids, cache)
         if not evidence.verdict.accepted:
             raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
-        _restart(decoder, cache)
+        restart(decoder, cache)
         del cache
         timed = _Timed(decoder, workload, tokens, evidence.candidate_logits)
         timed.every_row()
@@ -246,7 +246,8 @@ class _Timed:
             )
 
 
-def _restart(decoder: Decoder, cache: Cache | None) -> None:
+def restart(decoder: Decoder, cache: Cache | None) -> None:
+    """Go back to the position behind the cached ones, and have these cached."""
     decoder.reset()
     if cache is not None:
         decoder.fill_cache(*cache)
@@ -259,7 +260,7 @@ def _allowed(decoder: Decoder, workload: Workload) -> int:
     return decoder.model.weight_bytes + per_position * (-(-positions // _ROUNDED_UP) * _ROUNDED_UP)
 
 
-def _seeded_cache(decoder: Decoder, workload: Workload) -> Cache | None:
+def seeded_cache(decoder: Decoder, workload: Workload) -> Cache | None:
     """Keys and values of unit scale for the positions before the prompt, the same for a seed.
 
     Tiled from a pool, from a place of its own in each layer: a long context has billions of values.

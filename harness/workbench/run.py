@@ -241,7 +241,6 @@ def _ran(declaration: Declaration, gpu: Gpu, variant: Variant, copies: Copies) -
         "launcher_hash": hashlib.sha256(code.encode()).hexdigest()[:16],
         "copies": copies.count,
         "bytes_rotated": copies.bytes_read,
-        "l2_bytes": gpu.l2_bytes,
     }
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness.backends.cuda.forward import Forward
+from harness.backends.cuda.forward import TOKEN_FAMILIES, Forward, family_of
 from harness.backends.cuda.trace import Trace, stage_sizes
 from harness.backends.cuda.weights import Layer
 from kernels.compiler import Program
@@ -176,3 +176,42 @@ def test_each_layer_has_its_own_weights_and_its_own_part_of_the_cache(forward):
     down = [a for name, a, _ in forward.program.launches if names([(name, 0, 0)]) == ["down"]]
     assert len({int(a["down"]["base"]) for a in down}) == forward.config.layers
     assert [int(a["last_layer"]) for a in down] == [0] * (forward.config.layers - 1) + [1]
+
+
+def test_every_launch_of_a_token_belongs_to_one_family_and_every_family_has_some(forward):
+    forward.run.token()
+    launched = names(forward.program.launches)
+    assert tuple(dict.fromkeys(launched)) == TOKEN_FAMILIES
+    # What a token may launch and what it does: one matrix by itself is for tests alone.
+    assert {family_of(kernel) for kernel in forward.run.kernels} == {*TOKEN_FAMILIES, "matvec"}
+
+
+@pytest.mark.parametrize("family", TOKEN_FAMILIES)
+def test_one_family_alone_is_launched_just_as_in_the_token(forward, family):
+    launches = forward.program.launches
+
+    def of_family():
+        return [
+            (name, arguments.tobytes(), configuration)
+            for name, arguments, configuration in launches
+            if names([(name, 0, 0)]) == [family]
+        ]
+
+    forward.run.token()
+    whole, in_token = len(launches), of_family()
+    launches.clear()
+    with forward.run.only({family}):
+        forward.run.token()
+    assert of_family() == in_token
+    assert len(launches) == len(in_token)
+    assert len(in_token) == (forward.config.layers if family in LAYER else 1)
+    launches.clear()
+    forward.run.token()
+    assert len(launches) == whole
+
+
+def test_an_error_inside_leaves_no_kernel_out(forward):
+    with pytest.raises(RuntimeError), forward.run.only({"embed"}):
+        raise RuntimeError
+    forward.run.token()
+    assert tuple(dict.fromkeys(names(forward.program.launches))) == TOKEN_FAMILIES

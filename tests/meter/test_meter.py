@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from harness.backends.cuda.forward import TOKEN_FAMILIES
 from harness.errors import BadInput
 from harness.meter import statistics
 from harness.meter.bandwidth import cpu_read_bandwidth
@@ -14,7 +15,7 @@ from harness.meter.identity import machine_identity, write_asv_machine
 from harness.meter.lock import measuring
 from harness.meter.sidecar import write_sidecar
 from harness.meter.stopping import CONVERGED, TIME_IS_UP, StoppingRule
-from harness.meter.traffic import token_traffic
+from harness.meter.traffic import family_traffic, token_traffic
 from harness.model import open_model
 
 
@@ -142,6 +143,30 @@ def test_traffic_counts_the_chosen_experts_only(tiny_path):
     assert traffic.terms["embedding"] == model["token_embd.weight"].blocks[0].nbytes
     everything = model.weight_bytes - model["token_embd.weight"].nbytes
     assert traffic.total < everything + traffic.terms["kv_cache"] + traffic.terms["embedding"]
+
+
+def test_bytes_by_family_are_those_of_the_token_and_each_is_what_that_kernel_is_given(tiny_path):
+    model = open_model(tiny_path)
+    c = model.config
+    for positions in (1, 10):
+        families = family_traffic(model, positions)
+        assert families.total == token_traffic(model, "cuda", positions).total
+        assert tuple(sorted(families.terms)) == tuple(sorted(TOKEN_FAMILIES))
+        cached = c.layers * 2 * c.kv_width * 2
+        assert families.terms["attend"] == cached * (positions - 1)
+    terms = family_traffic(model, 1).terms
+
+    def layers(*names):
+        return sum(model.layer(n, name).nbytes for n in range(c.layers) for name in names)
+
+    assert terms["qkv"] == layers("attn_norm", "attn_q", "attn_k", "attn_v")
+    assert terms["append"] == layers("attn_q_norm", "attn_k_norm") + cached
+    assert terms["attention_output"] == layers("attn_output")
+    assert terms["route"] == layers("ffn_norm", "ffn_gate_inp")
+    assert terms["gate_up"] * c.experts == layers("ffn_gate_exps", "ffn_up_exps") * c.top_k
+    assert terms["down"] * c.experts == layers("ffn_down_exps") * c.top_k
+    assert terms["logits"] == model.output.nbytes + model["output_norm.weight"].nbytes
+    assert terms["argmax"] == 0
 
 
 def test_bandwidth_is_of_this_world():

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.backends.cuda.forward import Forward
+from harness.backends.cuda.family_clock import FamilyClock
+from harness.backends.cuda.forward import POSITION, TOKEN, Forward
 from harness.backends.cuda.gpu import Gpu, open_gpu, translated
 from harness.backends.cuda.graph import Graph
 from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, upload
@@ -39,7 +40,6 @@ _CACHED_OUTPUT = "cached_output"
 PLANTS = (*(plant for family in FAMILIES for plant in family.plants), _CACHED_OUTPUT)
 
 _MOST_HEAD_DIM = 384  # above it a lane cannot hold its share in registers
-_TOKEN, _POSITION = 4, 0  # offsets in the kernels' State
 
 
 class CudaDecoder:
@@ -119,9 +119,7 @@ class CudaDecoder:
         heads = Heads(c.head_dim, c.heads // c.kv_heads)
         program = self.gpu.program(variant_of(self.numerics, plant), heads)
         if self._weights is None:
-            self._weights = DeviceWeights(
-                self.model, program, tiles=self.numerics.activation == "i24"
-            )
+            self._weights = DeviceWeights(self.model, program, tiles=_has_tiles(self.numerics))
         self._held = self._weights.hold()
         self._forward = Forward(
             c, program, self._weights, self._memory, self.capacity, self._stream
@@ -165,7 +163,7 @@ class CudaDecoder:
             if not self._forced:
                 self._forced = self._memory.floats(forced.size, "trace")
             upload(self._forced, forced.astype(np.float32, copy=False))
-        upload(self._forward.state + _TOKEN, np.array([token], dtype=np.int32))
+        upload(self._forward.state + TOKEN, np.array([token], dtype=np.int32))
         graph = self._graph("forced" if forced is not None else "traced" if traced else "plain")
         graph.replay(self._stream)
         self._stream.synchronize()
@@ -232,16 +230,33 @@ class CudaDecoder:
                 upload(cache + 2 * layer * self._forward.layer_cache, halves.numpy())
         self._go_to(positions)
 
-    def sibling(self, capacity: int) -> CudaDecoder:
-        """Open another decoder on the same weights (``harness.decoder.Decoder.sibling``)."""
-        return CudaDecoder(
-            self.model,
-            self.numerics,
-            capacity,
-            self.gpu.ordinal,
-            self._plant,
-            weights=self._on_device,
+    def family_clock(self, token: int) -> FamilyClock:
+        """Time kernel families by themselves (``harness.decoder.FamilyTimed.family_clock``)."""
+        if not self.position:
+            raise ValueError("no step was made: there is none to repeat")
+        return FamilyClock(
+            self._forward,
+            self._stream,
+            position=self.position - 1,
+            token=token,
+            overlapped=self.gpu.overlaps,
         )
+
+    def sibling(self, capacity: int, numerics: Numerics | None = None) -> CudaDecoder:
+        """Open another decoder on the same weights (``harness.decoder.Decoder.sibling``).
+
+        Of another numerics, where one is given that reads weights of the same form.
+        """
+        numerics = numerics or self.numerics
+        if not self.shares_weights_with(numerics):
+            raise ValueError(f"{numerics.name} and {self.numerics.name} share no weights")
+        return CudaDecoder(
+            self.model, numerics, capacity, self.gpu.ordinal, self._plant, weights=self._on_device
+        )
+
+    def shares_weights_with(self, numerics: Numerics) -> bool:
+        """Whether a numerics reads the form, tiles or not, that these weights have on the GPU."""
+        return _has_tiles(numerics) == _has_tiles(self.numerics)
 
     @property
     def _on_device(self) -> DeviceWeights:
@@ -303,7 +318,7 @@ class CudaDecoder:
         self._go_to(0)
 
     def _go_to(self, position: int) -> None:
-        upload(self._forward.state + _POSITION, np.array([position], dtype=np.int32))
+        upload(self._forward.state + POSITION, np.array([position], dtype=np.int32))
         self.position, self._before = position, None
 
     def _chosen(self, first: int, count: int) -> list[int]:
@@ -331,6 +346,10 @@ def variant_of(numerics: Numerics, plant: str | None = None) -> Variant:
         top_k_epsilon=numerics.top_k_epsilon,
         plant=plant,
     )
+
+
+def _has_tiles(numerics: Numerics) -> bool:
+    return numerics.activation == "i24"
 
 
 def gpu_source_hash() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.backends.cuda.memory import download
 from kernels.argmax import BLOCKS, Argmax
 from kernels.attention import Attention
 from kernels.embedding import Embedding
@@ -14,12 +16,38 @@ from kernels.matvec import Matvec
 from kernels.router import Router
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from numpy.typing import NDArray
+
     from harness.backends.cuda.memory import DeviceMemory
     from harness.backends.cuda.trace import Trace
     from harness.backends.cuda.weights import DeviceWeights, Layer
     from harness.model import Config
     from kernels.compiler import Program
     from kernels.launch import Kernel
+
+POSITION, TOKEN = 0, 4  # offsets in the kernels' State
+
+# A token's launches by family: a kernel, whatever the form of its matrices. Those between the first
+# and the last two are launched in each layer.
+TOKEN_FAMILIES = (
+    "embed",
+    "qkv",
+    "append",
+    "attend",
+    "attention_output",
+    "route",
+    "gate_up",
+    "down",
+    "logits",
+    "argmax",
+)
+
+
+def family_of(kernel: Kernel) -> str:
+    """Family that a kernel's launches belong to."""
+    return kernel.name.removesuffix("_tiled")
 
 
 class Forward:
@@ -96,6 +124,9 @@ class Forward:
             "best_id": BLOCKS,
         }
         self._at = {name: memory.floats(count, "scratch") for name, count in floats.items()}
+        # Of 32-bit words, by address: all that kernels write, but for the cache.
+        self._written = {self._at[name]: count for name, count in floats.items()}
+        self._written |= {self.state: 2, self.tokens: capacity}
 
     @property
     def logits(self) -> int:
@@ -114,6 +145,37 @@ class Forward:
             self._argmax,
         )
         return tuple(kernel for launcher in launchers for kernel in launcher.kernels)
+
+    @contextmanager
+    def only(self, families: Collection[str]) -> Iterator[None]:
+        """Inside, ``token`` launches kernels of these families alone, with the same arguments."""
+        for kernel in self.kernels:
+            kernel.left_out = family_of(kernel) not in families
+        try:
+            yield
+        finally:
+            for kernel in self.kernels:
+                kernel.left_out = False
+
+    def put_state(self, position: int, token: int) -> None:
+        """Say which token stands where, in the stream's order: this can be captured."""
+        from pycuda import driver  # noqa: PLC0415 - an extra
+
+        driver.memset_d32_async(self.state + POSITION, position, 1, self._stream)
+        driver.memset_d32_async(self.state + TOKEN, token, 1, self._stream)
+
+    def read_logits(self) -> NDArray[np.float32]:
+        """Download the last token's logits, float32 ``[vocab]``."""
+        into = np.empty(self._config.vocab, dtype=np.float32)
+        download(self.logits, into)
+        return into
+
+    def left(self) -> bytes:
+        """Download all that the launches before have left behind, but for the cache."""
+        words = [np.empty(count, dtype=np.uint32) for count in self._written.values()]
+        for address, into in zip(self._written, words, strict=True):
+            download(address, into)
+        return b"".join(each.tobytes() for each in words)
 
     def token(self, trace: Trace | None = None, forced: int = 0) -> None:
         """Launch one token's kernels, in order.

@@ -54,6 +54,7 @@ class Gpu:
             "gpu_uuid": self.uuid,
             "arch": self.arch,
             "multiprocessors": self.multiprocessors,
+            "l2_bytes": self.l2_bytes,
             "cuda_driver": ".".join(map(str, self.driver)),
             "cuda_compiler": ".".join(map(str, self.compiler)),
         }

@@ -1,0 +1,107 @@
+"""Guarded timings of kernel families: one model, numerics after numerics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.guard import guard
+from harness.meter.decode import Workload
+from harness.meter.families import FamiliesMeasurement, measure_families
+from harness.numerics import find_numerics
+from harness.suite import DecodeSession, open_oracle
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from harness.backends.cuda.decoder import CudaDecoder
+    from harness.decoder import Decoder
+    from harness.guard import Evidence
+    from harness.meter.stopping import StoppingRule
+    from harness.model import Model
+    from harness.reference import Oracle
+
+
+class FamilySession(DecodeSession):
+    """Times kernel families on the GPU, on weights that are uploaded once in each form.
+
+    Numerics that read the same form should follow each other: two forms are never on the GPU at a
+    time.
+    """
+
+    def __init__(self, model: Model, *, device: int = 0, plant: str | None = None) -> None:
+        super().__init__(model, backend="cuda", device=device, plant=plant)
+        self._oracle: Oracle | None = None
+
+    def __exit__(self, *exception: object) -> None:
+        self._close_oracle()
+        super().__exit__(*exception)
+
+    def measure_families(
+        self,
+        prompt: Sequence[int],
+        families: Sequence[str],
+        *,
+        numerics: str | None = None,
+        depth: int = 0,
+        rule: StoppingRule | None = None,
+    ) -> FamiliesMeasurement:
+        """Time families at the last token of ``prompt``, with ``depth`` positions cached before.
+
+        Raises
+        ------
+        Rejected, BadInput, KeyError
+            As ``harness.meter.families.measure_families``; for unknown numerics, and for more
+            positions than the model's context.
+
+        """
+        workload = Workload(tuple(prompt), depth, tokens=0)
+        return measure_families(
+            self._turned_to(numerics, self._capacity(workload)),
+            workload,
+            families,
+            self._check,
+            instruments=self._instruments(),
+            rule=rule,
+        )
+
+    def _check(
+        self,
+        candidate: Decoder,
+        ids: Sequence[int],
+        cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> Evidence:
+        return guard(candidate, self._oracle_for(candidate), ids, cache=cache)
+
+    def _oracle_for(self, candidate: Decoder) -> Oracle:
+        """Open one, or take the last one: it stays resident, as no memory is measured here."""
+        numerics, last = candidate.numerics, self._oracle
+        wanted = (numerics.oracle_activation, numerics.cache, candidate.capacity)
+        if last is not None and (last.activation, last.cache, last.capacity) == wanted:
+            return last
+        self._close_oracle()
+        self._oracle = open_oracle(self._model, numerics, candidate.capacity, self._device)
+        return self._oracle
+
+    def _close_oracle(self) -> None:
+        if self._oracle is not None:
+            self._oracle.close()
+            self._oracle = None
+
+    def _turned_to(self, name: str | None, capacity: int) -> CudaDecoder:
+        """Open a decoder of that numerics, with the last one's weights if it can read them."""
+        from harness.backends.cuda.decoder import CudaDecoder  # noqa: PLC0415 - needs CUDA
+
+        numerics, last = find_numerics(name, "cuda"), self._decoder
+        if isinstance(last, CudaDecoder) and last.shares_weights_with(numerics):
+            decoder = last.sibling(capacity, numerics)
+            last.close()
+        else:
+            if last is not None:
+                last.close()
+                self._decoder = None
+            decoder = CudaDecoder(self._model, numerics, capacity, self._device, self._plant)
+        self._decoder = decoder
+        return decoder
