@@ -27,6 +27,9 @@ class Settings:
         ``MOE_HARNESS_RESULTS``: where evidence goes; asv's results folder unless given.
     llama_bench
         ``MOE_HARNESS_LLAMA_BENCH``: a llama-bench to measure beside us, None for none.
+    oracle
+        ``MOE_HARNESS_ORACLE``: where the oracle computes, ``cpu`` or ``cuda``; None: on the GPU
+        where torch sees one.
     busy
         ``MOE_HARNESS_BUSY``: measure on the CPU although others use it, and say so.
     commit
@@ -39,6 +42,7 @@ class Settings:
     plant: str | None
     results: Path
     llama_bench: Path | None
+    oracle: str | None
     busy: bool
     commit: str | None
 
@@ -57,6 +61,7 @@ def settings() -> Settings:
         plant=os.environ.get("MOE_HARNESS_PLANT") or None,
         results=Path(results) if results else _asv_folder() / "results",
         llama_bench=Path(llama_bench) if llama_bench else None,
+        oracle=os.environ.get("MOE_HARNESS_ORACLE") or None,
         busy=os.environ.get("MOE_HARNESS_BUSY", "") not in ("", "0"),
         commit=os.environ.get("ASV_COMMIT") or None,
     )

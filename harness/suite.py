@@ -19,6 +19,7 @@ from harness.meter.kernel import KernelMeasurement, measure_kernel
 from harness.meter.nvml import Gpu
 from harness.numerics import find_numerics
 from harness.reference import Oracle
+from harness.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +38,18 @@ _PEERS = ("cpu:f32", "cpu:q8_k")
 
 
 def open_oracle(model: Model, numerics: Numerics, capacity: int, gpu: int = 0) -> Oracle:
-    """Open the oracle that rounds where a numerics does, on a GPU where there is one."""
-    device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
+    """Open the oracle that rounds where a numerics does, on a GPU where there is one.
+
+    Raises
+    ------
+    BadInput
+        Where the environment names another place than ``cpu`` or ``cuda``.
+
+    """
+    place = settings().oracle or ("cuda" if torch.cuda.is_available() else "cpu")
+    if place not in ("cpu", "cuda"):
+        raise BadInput(f"MOE_HARNESS_ORACLE is {place!r}, expected cpu or cuda")
+    device = f"cuda:{gpu}" if place == "cuda" else "cpu"
     return Oracle(model, device, numerics.oracle_activation, capacity, numerics.cache)
 
 

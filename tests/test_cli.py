@@ -254,3 +254,9 @@ def test_no_gpu_package_is_imported_on_the_way_in():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_place_for_the_oracle_that_there_is_not_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("MOE_HARNESS_ORACLE", "tpu")
+    assert main(["parity", "--backend", "cpu", "--prompt", "1,2"]) == 2
+    assert "MOE_HARNESS_ORACLE is 'tpu', expected cpu or cuda" in capsys.readouterr().err

@@ -474,7 +474,7 @@ def _memory_in_words(device: torch.device) -> Iterator[None]:
         free, total = torch.cuda.mem_get_info(device)
         raise BadInput(
             f"out of GPU memory in the oracle: {free / 1e9:.2f} of {total / 1e9:.2f} GB are free, "
-            "and it holds the weights once more; free some, or use a larger GPU"
+            "and it holds the weights once more; free some, or set MOE_HARNESS_ORACLE=cpu"
         ) from None
 
 
