@@ -12,7 +12,7 @@ RESULTS = ROOT / "results"
 @pytest.fixture
 def one_result():
     """A committed result file of a whole run, as plain data."""
-    path = sorted(RESULTS.glob("*/*-virtualenv-*.json"))[0]
+    path = min(RESULTS.glob("*/*-virtualenv-*.json"))
     return json.loads(path.read_text())
 
 

@@ -111,7 +111,7 @@ def killed_after(house, commit, seconds):
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_killed_run_leaves_everything_that_was_finished(house, kill):
     house, commit = house
-    moment = random.Random(kill).uniform(0, 6)
+    moment = random.Random(kill).uniform(0, 6)  # noqa: S311 - no secret
     printed, status = killed_after(house, commit, moment)
     assert status == -signal.SIGKILL, f"it ended before {moment:.1f} s: slow the benchmarks down"
     found = stored(house)
