@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers.asv_house import our_conf
 from helpers.browser import Page, find_browser
 
 from harness.cli import main
@@ -185,6 +186,24 @@ def test_a_gpu_stands_first_and_its_peer_beside_it(results):
     assert commits.index("NVIDIA H200") < commits.index("AMD EPYC")
     assert "decode.Qwen3MoeDecode ms/token, watched" in commits
     assert "decode.Qwen3MoeDecode tok/s, not watched" in commits
+
+
+def test_the_page_says_watched_of_what_asv_watches(results):
+    on_a_gpu(results)
+    path = results / "nvidia-h200" / "8dfa664b-virtualenv-py3.11.json"
+    data = json.loads(path.read_text())
+    benchmarks = json.loads((results / "benchmarks.json").read_text())
+    for metric in ("ms_per_token", "tokens_per_second"):
+        name = f"peers.LlamaBench.track_{metric}"
+        data["results"][name] = [[3.0], [["0"]], benchmarks[name]["version"]]
+    path.write_text(json.dumps(data))
+    off = our_conf()["regressions_first_commits"]
+    commits = section(render(gather(results)), "commits")
+    for benchmark in ("decode.EmbeddedDecode", "decode.Qwen3MoeDecode", "peers.LlamaBench"):
+        for metric, unit in (("ms_per_token", "ms/token"), ("tokens_per_second", "tok/s")):
+            watched = not any(re.match(each, f"{benchmark}.track_{metric}(0)") for each in off)
+            said = "watched" if watched else "not watched"
+            assert f"{benchmark} {unit}, {said} " in commits
 
 
 def test_a_peer_on_another_file_is_not_compared(results):
