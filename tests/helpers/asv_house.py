@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 MACHINE = {"machine": "toy", "os": "Linux", "arch": "x86_64", "cpu": "toy", "num_cpu": "1"}
 
@@ -30,6 +32,14 @@ def git(folder, *arguments, check=True):
         env={**os.environ, **identity, "GIT_CONFIG_GLOBAL": os.devnull},
     )
     return answer.stdout.strip()
+
+
+def this_commit():
+    """The checkout's commit; skips where the tests do not run from a checkout."""
+    head = git(ROOT, "rev-parse", "HEAD", check=False)
+    if not head:
+        pytest.skip("asv needs a git checkout")
+    return head
 
 
 def commit_times(folder, count):

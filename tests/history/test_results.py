@@ -4,7 +4,16 @@ import json
 import shutil
 
 import pytest
-from helpers.asv_house import MACHINE, ROOT, asv, commit_times, git, new_house, our_conf
+from helpers.asv_house import (
+    MACHINE,
+    ROOT,
+    asv,
+    commit_times,
+    git,
+    new_house,
+    our_conf,
+    this_commit,
+)
 
 RESULTS = ROOT / "results"
 
@@ -40,7 +49,7 @@ def with_figures(result, **series):
 
 def test_benchmarks_json_is_that_of_the_benchmarks(tmp_path):
     # It is shared by all machines: if each run changed it, two runs would conflict.
-    house = new_house(tmp_path / "house", repo=str(ROOT), branches=["HEAD"])
+    house = new_house(tmp_path / "house", repo=str(ROOT), branches=[this_commit()])
     shutil.copytree(ROOT / "benchmarks", house / "benchmarks")
     ran = asv(
         house, "run", "--machine", MACHINE["machine"], "--python=same", "--bench", "just-discover"
