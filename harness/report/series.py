@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _VERSION = 2  # of asv's result files
-_SHORT = 8
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A killed ``asv run`` loses nothing: real asv, killed at random moments."""
 
+import contextlib
 import functools
 import json
 import math
@@ -86,7 +87,7 @@ def stored(house):
 
 
 def killed_after(house, commit, seconds):
-    """Start ``asv run``, kill all of it when the time is up, and return what it had printed."""
+    """Start ``asv run``, kill it when the time is up; returns what it printed, and its status."""
     process = subprocess.Popen(
         asv_command(*run_arguments(commit)),
         cwd=house,
@@ -94,7 +95,6 @@ def killed_after(house, commit, seconds):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     journal = house / "journal"
     end = time.monotonic() + 120
@@ -103,8 +103,20 @@ def killed_after(house, commit, seconds):
         assert time.monotonic() < end
         time.sleep(0.01)
     time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGKILL)
+    kill_all(process.pid)
     return process.communicate()[0], process.returncode
+
+
+def kill_all(pid):
+    """As when the machine goes down: also what asv put into process groups of its own."""
+    answer = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=True)
+    parents = [tuple(map(int, line.split())) for line in answer.stdout.splitlines()]
+    family = [pid]
+    for each in family:  # grows while it is walked
+        family += [child for child, parent in parents if parent == each]
+    for each in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 @pytest.mark.slow
