@@ -243,7 +243,7 @@ def _newest(records: list[Record], kind: type[AnyRecord]) -> tuple[AnyRecord, ..
 def _natural(name: str) -> tuple[str, int]:
     """So that depth=512 comes before depth=4096."""
     head, _, tail = name.rpartition("=")
-    return (head, int(tail)) if tail.isdecimal() and len(tail) < _SHORT else (name, 0)
+    return (head, int(tail)) if tail.isdecimal() and len(tail) < 10 else (name, 0)
 
 
 def _age(origin: Origin) -> tuple[dt.datetime, dt.datetime]:
