@@ -61,6 +61,19 @@ history: .venv/installed
 	$(BIN)/asv run --machine "$(MACHINE)" HEAD~$(N)..HEAD
 	$(BIN)/asv publish
 
+# One self-contained page of results/, and the pictures in docs/ (those need a browser).
+.PHONY: report pictures
+report: .venv/installed
+	$(BIN)/moe-harness report
+
+pictures: .venv/installed
+	PYTHONPATH=tests $(BIN)/python -m helpers.pictures docs/pictures
+
+# Kills asv in the middle of a run, ten times (docs/history.md).
+.PHONY: kills
+kills: .venv/installed
+	MOE_HARNESS_KILLS=10 $(BIN)/python -m pytest tests/history/test_saving.py
+
 clean:
 	rm -rf .venv .asv
 

@@ -1,11 +1,13 @@
-"""Lets the environments that asv makes use the packages of the one that asv runs in.
+"""What asv loads as its plugin: shared packages, results that survive a kill, an offline site.
+
+The environments that asv makes use the packages of the one that asv runs in.
 
 Torch, numba and PyCUDA take minutes to install and gigabytes to keep, need a network, and are not
 what changes from commit to commit. Each of asv's environments holds this project alone; the rest
 comes from here, and so all commits are measured with the same packages.
 
-asv loads this as a plugin, which notes where the packages are; asv's build and install commands
-run it as a script, which writes that into the new environment as a ``.pth`` file. (asv 0.6.6 takes
+As a plugin this notes where the packages are; asv's build and install commands run it as a script,
+which writes that into the new environment as a ``.pth`` file. (asv 0.6.6 takes
 ``ASV_PYTHONPATH``, but its benchmark process strips those folders again.)
 """
 
@@ -46,4 +48,8 @@ def share_packages() -> None:
 if __name__ == "__main__":
     share_packages()
 else:
+    from harness.history import offline, saving
+
     note_packages()
+    saving.install()
+    offline.install()

@@ -253,6 +253,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return _ACCEPTED if all(check.here for check in checks if check.needed) else _BAD_INPUT
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from harness.report.command import write_report  # noqa: PLC0415
+    from harness.settings import settings  # noqa: PLC0415
+
+    _emit(arguments, *write_report(arguments.results or settings().results, arguments.out))
+    return _ACCEPTED
+
+
 # -- what they share -------------------------------------------------------------------------
 
 
@@ -378,6 +386,10 @@ def _parser() -> argparse.ArgumentParser:
 
     faults = command("faults", _faults, "plant every fault and count those rejected")
     decoder_arguments(faults)
+
+    report = command("report", _report, "write one self-contained HTML page from results/")
+    report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    report.add_argument("--results", type=Path, metavar="DIR", help="default: asv's results/")
 
     machine = command("machine", _machine, "identify this machine to asv")
     machine.add_argument("--name", action="store_true", help="print its name alone, for asv")

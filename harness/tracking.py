@@ -16,7 +16,7 @@ from harness.errors import BadInput, HardwareAbsent, Rejected
 from harness.family_suite import FamilySession
 from harness.guard import Evidence
 from harness.meter.commit import this_commit
-from harness.meter.identity import machine_identity
+from harness.meter.identity import host_details, machine_identity
 from harness.meter.sidecar import write_sidecar
 from harness.meter.stopping import StoppingRule
 from harness.model import open_model
@@ -359,7 +359,7 @@ def _recorded(
         return Outcome(absent=str(error))
     data |= {"benchmark": benchmark, "planted": settings().plant}
     machine = machine_identity()
-    data["machine"] = machine
+    data |= {"machine": machine, "host": host_details()}
     write_sidecar(settings().results, machine["machine"], this_commit().hash, benchmark, data)
     return outcome
 

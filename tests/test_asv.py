@@ -1,49 +1,21 @@
 """Real asv: a rejected guard fails its benchmark, keeps its reasons, and the site publishes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from helpers.asv_house import ROOT, asv, our_conf, this_commit
 
 from harness.guard.faults import FAULTS
 from harness.meter.identity import machine_identity, write_asv_machine
 
-ROOT = Path(__file__).parents[1]
 PLANT = "swap_two_weights"
-
-
-def commit():
-    answer = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if answer.returncode:
-        pytest.skip("asv needs a git checkout")
-    return answer.stdout.strip()
-
-
-def asv(folder, *arguments, **variables):
-    environment = {**os.environ, "HOME": str(folder), **variables}
-    environment.pop("PYTHONPATH", None)
-    return subprocess.run(
-        [sys.executable, "-m", "asv", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.slow
 def test_a_planted_fault_leaves_a_hole_with_its_reasons(tmp_path):
     assert PLANT in {fault.plant for fault in FAULTS}
-    head = commit()
-    lines = (ROOT / "asv.conf.json").read_text().splitlines()
-    conf = json.loads("\n".join(line for line in lines if not line.strip().startswith("//")))
-    conf |= {
+    head = this_commit()
+    conf = our_conf() | {
         "repo": str(ROOT),
         "benchmark_dir": str(ROOT / "benchmarks"),
         "branches": [head],

@@ -1,7 +1,9 @@
-"""Which machine this is: by its processor and GPU, not by the accident of a host name.
+"""Which machine this is: its GPU, or its processor where it has none.
 
-asv files results under the machine's name and splits series by every field of its identity, so
-all of them are coarse and lasting: RAM in whole GiB, no host name, no path.
+asv files results under the machine's name and splits series by every field of its identity. So
+there is nothing in it that differs between two hosts of one kind: no RAM, no host name, no path,
+not how many GPUs stand beside the one that is measured. Where there is a GPU, the processor beside
+it is no part of it either. What the host had besides goes into the evidence (``host_details``).
 """
 
 from __future__ import annotations
@@ -20,16 +22,29 @@ _ASV_VERSION = 1
 
 
 def machine_identity() -> dict[str, str]:
-    """Fields of asv's machine file, and ``gpu`` (empty where there is none)."""
-    cpu, cores, gpu = cpu_model(), os.cpu_count() or 1, gpu_names()
+    """Fields of asv's machine file, and ``gpu`` (empty where there is none).
+
+    Where there is one, ``cpu`` and ``num_cpu`` are empty.
+    """
+    gpu = ", ".join(sorted(set(gpu_models())))
+    cpu, cores = ("", "") if gpu else (cpu_model(), str(os.cpu_count() or 1))
     return {
-        "machine": _slug(f"{cpu} {cores}c {gpu}"),
+        "machine": _slug(gpu or f"{cpu} {cores}c"),
         "arch": platform.machine(),
         "cpu": cpu,
-        "num_cpu": str(cores),
-        "ram": f"{_ram_bytes() / 2**30:.0f} GiB",
+        "num_cpu": cores,
         "os": platform.system(),
         "gpu": gpu,
+    }
+
+
+def host_details() -> dict[str, object]:
+    """Say what this host has, for the evidence: nothing here tells series apart."""
+    return {
+        "cpu": cpu_model(),
+        "num_cpu": os.cpu_count() or 1,
+        "ram_gib": round(_ram_bytes() / 2**30),
+        "gpus": gpu_models(),
     }
 
 
@@ -67,26 +82,23 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def gpu_names() -> str:
-    """Names of the GPUs that NVML sees, ``2x NVIDIA H200``; empty where there is none."""
+def gpu_models() -> list[str]:
+    """Model name of every GPU that NVML sees, in its order."""
     try:
         import pynvml  # noqa: PLC0415 - an extra: machines without a GPU do not have it
     except ImportError:
-        return ""
+        return []
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return ""
+        return []
     try:
         handles = [
             pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
         ]
-        names = [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
     finally:
         pynvml.nvmlShutdown()
-    kinds = sorted(set(names))
-    counted = [(names.count(kind), kind) for kind in kinds]
-    return ", ".join(kind if count == 1 else f"{count}x {kind}" for count, kind in counted)
 
 
 def _ram_bytes() -> int:

@@ -1,6 +1,5 @@
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 
@@ -77,8 +76,7 @@ def test_machine_file_keeps_other_machines(tmp_path):
     known = json.loads(path.read_text())
     name = machine_identity()["machine"]
     assert set(known) == {"other", name, "version"}
-    assert known[name]["num_cpu"] == str(os.cpu_count())
-    assert "gpu" in known[name]
+    assert known[name] == machine_identity()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}'])

@@ -1,0 +1,1 @@
+"""One page of results/: read, ordered, drawn. Nothing here measures or judges."""
