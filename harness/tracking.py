@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from harness.backends.cuda.gpu import find_gpu
 from harness.errors import BadInput, HardwareAbsent, Rejected
 from harness.guard import Evidence
-from harness.meter.commit import this_commit
+from harness.meter.commit import provenance, this_commit
 from harness.meter.identity import machine_identity
 from harness.meter.sidecar import write_sidecar
 from harness.meter.stopping import StoppingRule
@@ -152,6 +152,26 @@ def embedded_parity(benchmark: str, numerics: Sequence[str]) -> dict[str, Outcom
     return {name: one(name) for name in numerics}
 
 
+def oracle_agreement(benchmark: str) -> Outcome:
+    """Hold the oracle against Hugging Face's implementation, on the same text."""
+    from harness.peers import hugging_face  # noqa: PLC0415 - needs an extra
+
+    model = open_model(embedded_path())
+    if model.tokenizer is None:
+        raise AssertionError("the embedded model has a tokenizer")
+    ids = model.tokenizer.encode(heldout()[:4096])[:_PARITY_POSITIONS]
+
+    def run() -> tuple[dict[str, Figure], dict[str, Any]]:
+        seen = hugging_face.oracle_agreement(model, ids)
+        figures: dict[str, Figure] = {
+            "cosine_loss": float(1 - seen.moe_cosine.min()),
+            "rel_l2": seen.worst_rel_l2,
+        }
+        return figures, seen.to_json()
+
+    return _recorded(benchmark, run)
+
+
 def own_kernels(benchmark: str, declarations: Iterable[Declaration]) -> dict[str, Outcome]:
     """Time each declared kernel on the GPU."""
     from harness.workbench import measure  # noqa: PLC0415 - the cuda backend, only where asked for
@@ -268,17 +288,31 @@ def _recorded(
         outcome = Outcome(figures)
     except Rejected as error:
         outcome = Outcome(reasons=tuple(error.reasons))
+        seen = error.evidence or {}
+        told = seen.get("ran")
         data = {
             "verdict": {"accepted": False, "reasons": error.reasons},
             "evidence": error.evidence,
+            "ran": {**(told if isinstance(told, dict) else {}), **provenance()},
         }
     except HardwareAbsent as error:
         return Outcome(absent=str(error))
     data |= {"benchmark": benchmark, "planted": settings().plant}
+    data["figures"] = {name: _as_stored(figure) for name, figure in outcome.figures.items()}
     machine = machine_identity()
     data["machine"] = machine
     write_sidecar(settings().results, machine["machine"], this_commit().hash, benchmark, data)
     return outcome
+
+
+def _as_stored(figure: Figure) -> Figure:
+    """What asv will make of a figure, by asv's own arithmetic: a median with its interval."""
+    if not isinstance(figure, dict):
+        return figure
+    from asv_runner.statistics import compute_stats  # noqa: PLC0415 - there where asv runs this
+
+    median, stats = compute_stats(figure["samples"], figure["number"])
+    return {"result": median, **stats}
 
 
 def _samples(values: Sequence[float]) -> dict[str, Any]:

@@ -57,7 +57,9 @@ class PassEvidence:
 
     Arrays are ``[layers, positions]`` unless said otherwise. ``attention_rel_l2`` is the error
     of ``post_attn_residual`` relative to what attention added (forced) or to the whole residual
-    (free). ``*_row`` are worst rows, ``[layers]``.
+    (free). ``*_row`` are worst rows, ``[layers]``. Of the candidate alone: ``router_sum`` is what
+    its k weights sum to; ``non_finite`` counts the values of every required stage that are NaN or
+    infinite; ``lengths`` are values a position, by stage.
     """
 
     moe_cosine: NDArray[np.float64]
@@ -75,6 +77,9 @@ class PassEvidence:
     logits_row: float
     argmax_agree: int
     argmax_margins: tuple[tuple[int, int, int, float, float], ...]
+    router_sum: NDArray[np.float64]
+    non_finite: int
+    lengths: Mapping[str, int]
 
     @property
     def argmax_ties(self) -> int:
@@ -239,4 +244,7 @@ def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
         "worst_logits_cosine": finite_or_none(float(seen.logits_cosine.min())),
         "worst_logits_rel_l2": finite_or_none(float(seen.logits_rel_l2.max())),
         "argmax_agree": seen.argmax_agree,
+        "worst_router_sum_error": finite_or_none(float(np.abs(seen.router_sum - 1).max())),
+        "non_finite": seen.non_finite,
+        "lengths": dict(seen.lengths),
     }
