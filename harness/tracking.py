@@ -297,11 +297,12 @@ def _recorded(
         }
     except HardwareAbsent as error:
         return Outcome(absent=str(error))
-    data |= {"benchmark": benchmark, "planted": settings().plant}
+    commit = this_commit().hash
+    data |= {"benchmark": benchmark, "commit": commit, "planted": settings().plant}
     data["figures"] = {name: _as_stored(figure) for name, figure in outcome.figures.items()}
     machine = machine_identity()
     data["machine"] = machine
-    write_sidecar(settings().results, machine["machine"], this_commit().hash, benchmark, data)
+    write_sidecar(settings().results, machine["machine"], commit, benchmark, data)
     return outcome
 
 

@@ -128,36 +128,34 @@ def oracle_agreement(model: Model, ids: Sequence[int]) -> Agreement:
     return seen
 
 
-def twin(model: Model, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
-    """Build ``Qwen3MoeForCausalLM`` with the model's weights; nothing is fetched."""
+def twin(model: Model) -> Any:  # noqa: ANN401 - transformers' own class
+    """Build a float64 ``Qwen3MoeForCausalLM`` with the model's weights; nothing is fetched."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM  # noqa: PLC0415 - an extra
 
     c = model.config
-    built = Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(
-            vocab_size=c.vocab,
-            hidden_size=c.hidden,
-            intermediate_size=c.expert_width,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            num_key_value_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            rms_norm_eps=c.rms_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
-            moe_intermediate_size=c.expert_width,
-            num_experts=c.experts,
-            num_experts_per_tok=c.top_k,
-            norm_topk_prob=True,
-            decoder_sparse_step=1,
-            mlp_only_layers=[],
-            tie_word_embeddings=c.tied_output,
-            attn_implementation="eager",
-            experts_implementation="eager",
-        )
-    ).to(dtype)
-    built.load_state_dict(_state(model, dtype), strict=True)
-    evaluated: torch.nn.Module = built.eval()
-    return evaluated
+    config: dict[str, Any] = {
+        "vocab_size": c.vocab,
+        "hidden_size": c.hidden,
+        "intermediate_size": c.expert_width,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "rms_norm_eps": c.rms_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base},
+        "moe_intermediate_size": c.expert_width,
+        "num_experts": c.experts,
+        "num_experts_per_tok": c.top_k,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "tie_word_embeddings": c.tied_output,
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+    }
+    built: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**config))
+    built.to(torch.float64).load_state_dict(_state(model), strict=True)
+    return built.eval()
 
 
 def oracle_source_hash() -> str:
@@ -182,9 +180,9 @@ _LAYER_NAMES = {
 }
 
 
-def _state(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _state(model: Model) -> dict[str, torch.Tensor]:
     def values(name: str) -> torch.Tensor:
-        return torch.from_numpy(model[name].values()).to(dtype)
+        return torch.from_numpy(model[name].values()).to(torch.float64)
 
     state = {
         "model.embed_tokens.weight": values("token_embd.weight"),
