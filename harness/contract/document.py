@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MOST_BYTES = 1 << 20  # a contract is a page
+_MOST_DEPTH = 8  # of lists and mappings in one another; a contract has 4
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def read_document(path: Path) -> tuple[Node, list[Problem]]:
         raise Broken(Problem(0, f"more than {_MOST_BYTES} bytes; a contract is a page"))
     try:
         text = raw.decode("utf-8")
-        _refuse_references(text)
+        _refuse_what_no_contract_needs(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
@@ -92,8 +93,6 @@ def read_document(path: Path) -> tuple[Node, list[Problem]]:
         raise Broken(Problem(0 if mark is None else mark.line + 1, what)) from None
     except yaml.YAMLError as error:
         raise Broken(Problem(0, f"no YAML: {error}")) from None
-    except RecursionError:
-        raise Broken(Problem(0, "nested too deeply")) from None
     if node is None:
         raise Broken(Problem(0, "empty"))
     problems: list[Problem] = []
@@ -107,10 +106,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; expected {', '.join(names)}"
 
 
-def _refuse_references(text: str) -> None:
-    """Anchors make a small file a large one, tags make objects; a contract needs neither."""
+def _refuse_what_no_contract_needs(text: str) -> None:
+    """Anchors make a small file a large one, tags make objects, depth takes time and the stack."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MOST_DEPTH:
+            raise Broken(Problem(line, f"nested more than {_MOST_DEPTH} deep"))
         if getattr(event, "anchor", None) is not None:
             raise Broken(Problem(line, "an anchor or alias (& or *); write the value out"))
         if getattr(event, "tag", None) is not None:
