@@ -29,6 +29,7 @@ _STATISTICS = ("ci_99_a", "ci_99_b", "q_25", "q_75", "number", "repeat")
 # Between a figure computed once and the same from the recorded terms, in another order.
 _REARRANGED = 1e-9
 _SHOWN = 3
+_MOST_COMBINATIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ def _figures(
     params = cells.get("params") or []
     if not isinstance(params, list) or not all(isinstance(each, list) for each in params):
         raise Damaged(f"{name}: no lists of parameters")
+    if math.prod(map(len, params)) > _MOST_COMBINATIONS:
+        raise Damaged(f"{name}: more than {_MOST_COMBINATIONS} combinations of parameters")
     combinations = list(itertools.product(*params))
     values = _column(cells.get("result"), len(combinations), name)
     spread = {
@@ -171,7 +174,7 @@ def _differs(sidecar: Sidecar, figure: str, stored: Mapping[str, float | None]) 
     value, vouched = stored["result"], _vouched(sidecar).get(figure)
     if vouched is None:
         return "" if value is None else f"{figure} is {value!r}, for which the sidecar has nothing"
-    wanted = vouched["result"]
+    wanted = vouched.get("result", math.nan)
     # asv stores the very value it was given; of an unsealed sidecar there is only the derivation.
     same = value == wanted if sidecar.sealed else _close(value, wanted)
     if not same:

@@ -161,6 +161,14 @@ def test_a_changed_sidecar_is_named_and_vouches_for_nothing(results):
         assert [sidecar.path for sidecar in read_results(results).sidecars] != [path]
 
 
+def test_a_seal_that_was_taken_out_is_missed(results):
+    path = sidecars(results)[0]
+    data = json.loads(path.read_text())
+    del data[SEAL]
+    path.write_text(json.dumps(data))
+    assert dict(findings(results))[path] == "its seal was taken out"
+
+
 def test_a_sidecar_in_another_layout_says_the_same(results):
     for path in sidecars(results):
         data = json.loads(path.read_text())
@@ -214,6 +222,9 @@ HOSTILE = {
     "text for a number": {"results": {"a.B.track_x": [["1.5"], [], "v"]}},
     "too few values": {"results": {"a.B.track_x": [[1.5], [["0", "1"]], "v"]}},
     "parameters that are none": {"results": {"a.B.track_x": [[1.5], [5], "v"]}},
+    "endless parameters": {
+        "results": {"a.B.track_x": [None, [["0"] * 1000] * 20, "v"]},
+    },
     "no results": {"results": []},
     "no columns": {"result_columns": None},
     "no commit": {"commit_hash": 5},
