@@ -1,4 +1,4 @@
-"""How far a decoder is from the float64 oracle: lower is nearer."""
+"""How far a decoder is from the float64 oracle, and that from others' code: lower is nearer."""
 
 from harness import tracking
 
@@ -32,3 +32,24 @@ class EmbeddedParity:
     track_cosine_loss.unit = "1 - worst cosine"
     track_experts_swapped.unit = "layer-positions"
     track_argmaxes_changed.unit = "positions"
+
+
+class OracleAgreement:
+    """The oracle beside Hugging Face's Qwen3-MoE; n/a where transformers is not installed."""
+
+    timeout = 600
+
+    def setup_cache(self):
+        return tracking.oracle_agreement("parity.OracleAgreement")
+
+    def setup(self, outcome):
+        outcome.require()
+
+    def track_cosine_loss(self, outcome):
+        return outcome.figures["cosine_loss"]
+
+    def track_rel_l2(self, outcome):
+        return outcome.figures["rel_l2"]
+
+    track_cosine_loss.unit = "1 - worst cosine"
+    track_rel_l2.unit = "relative error"

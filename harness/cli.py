@@ -221,6 +221,18 @@ def _faults(arguments: argparse.Namespace) -> int:
     return _ACCEPTED if proof.holds else _REJECTED
 
 
+def _contract(arguments: argparse.Namespace) -> int:
+    from harness.contract import command  # noqa: PLC0415
+
+    return command.run(arguments, _emit, _source_hashes)
+
+
+def _source_hashes() -> dict[str, str]:
+    from harness.sources import source_hashes  # noqa: PLC0415
+
+    return source_hashes()
+
+
 def _machine(arguments: argparse.Namespace) -> int:
     from harness.meter.identity import machine_identity, write_asv_machine  # noqa: PLC0415
 
@@ -390,6 +402,9 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", _report, "write one self-contained HTML page from results/")
     report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
     report.add_argument("--results", type=Path, metavar="DIR", help="default: asv's results/")
+    from harness.contract.command import add_arguments  # noqa: PLC0415 - light
+
+    add_arguments(command("contract", _contract, "criteria judged from stored evidence"))
 
     machine = command("machine", _machine, "identify this machine to asv")
     machine.add_argument("--name", action="store_true", help="print its name alone, for asv")

@@ -31,12 +31,15 @@ class GpuEvidence:
 
     def why_stale(self, source_hash: str) -> str | None:
         """Say why it does not speak for sources of that hash, or None where it does."""
-        if self.source_hash == source_hash:
-            return None
-        return (
-            f"{self.gpu}: {self.path} was taken on sources {self.source_hash}, these are "
-            f"{source_hash}; {_RUN_THIS}"
-        )
+        why = why_stale(self.path, self.source_hash, source_hash)
+        return None if why is None else f"{self.gpu}: {why}; {_RUN_THIS}"
+
+
+def why_stale(path: Path, taken_on: str, source_hash: str) -> str | None:
+    """Say why evidence taken on some sources does not speak for others, or None where it does."""
+    if taken_on == source_hash:
+        return None
+    return f"{path} was taken on sources {taken_on}, these are {source_hash}"
 
 
 def newest_gpu_evidence(results: Path) -> list[GpuEvidence]:

@@ -94,8 +94,12 @@ def fault_lines(proof: Proof) -> list[str]:
 
 
 def diff_lines(result: Comparison) -> list[str]:
-    """Lines of the ``diff`` command: a stage a line, then the verdict."""
-    return [*(difference.line() for difference in result.differences), *_verdict(result.to_json())]
+    """Lines of the ``diff`` command: a stage a line, the claims, then the verdict."""
+    return [
+        *(difference.line() for difference in result.differences),
+        *(verdict.lines()[0] for verdict in result.verdicts),
+        *_verdict(result.to_json()),
+    ]
 
 
 def _figure(value: float | None, form: str) -> str:

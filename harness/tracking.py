@@ -15,7 +15,7 @@ from harness.backends.cuda.gpu import find_gpu
 from harness.errors import BadInput, HardwareAbsent, Rejected
 from harness.family_suite import FamilySession
 from harness.guard import Evidence
-from harness.meter.commit import this_commit
+from harness.meter.commit import provenance, this_commit
 from harness.meter.identity import host_details, machine_identity
 from harness.meter.sidecar import write_sidecar
 from harness.meter.stopping import StoppingRule
@@ -235,6 +235,26 @@ def embedded_parity(benchmark: str, numerics: Sequence[str]) -> dict[str, Outcom
     return {name: one(name) for name in numerics}
 
 
+def oracle_agreement(benchmark: str) -> Outcome:
+    """Hold the oracle against Hugging Face's implementation, on the same text."""
+    from harness.peers import hugging_face  # noqa: PLC0415 - needs an extra
+
+    model = open_model(embedded_path())
+    if model.tokenizer is None:
+        raise AssertionError("the embedded model has a tokenizer")
+    ids = model.tokenizer.encode(heldout()[:4096])[:_PARITY_POSITIONS]
+
+    def run() -> tuple[dict[str, Figure], dict[str, Any]]:
+        seen = hugging_face.oracle_agreement(model, ids)
+        figures: dict[str, Figure] = {
+            "cosine_loss": float(1 - seen.moe_cosine.min()),
+            "rel_l2": seen.worst_rel_l2,
+        }
+        return figures, seen.to_json()
+
+    return _recorded(benchmark, run)
+
+
 def own_kernels(benchmark: str, declarations: Iterable[Declaration]) -> dict[str, Outcome]:
     """Time each declared kernel on the GPU."""
     from harness.workbench import measure  # noqa: PLC0415 - the cuda backend, only where asked for
@@ -351,17 +371,43 @@ def _recorded(
         outcome = Outcome(figures)
     except Rejected as error:
         outcome = Outcome(reasons=tuple(error.reasons))
+        seen = error.evidence or {}
+        told = seen.get("ran")
         data = {
             "verdict": {"accepted": False, "reasons": error.reasons},
             "evidence": error.evidence,
+            "ran": {**(told if isinstance(told, dict) else {}), **provenance()},
         }
     except HardwareAbsent as error:
         return Outcome(absent=str(error))
-    data |= {"benchmark": benchmark, "planted": settings().plant}
+    commit = this_commit().hash
+    data |= {"benchmark": benchmark, "commit": commit, "planted": settings().plant}
+    data["figures"] = _all_as_stored(outcome.figures)
     machine = machine_identity()
     data |= {"machine": machine, "host": host_details()}
-    write_sidecar(settings().results, machine["machine"], this_commit().hash, benchmark, data)
+    write_sidecar(settings().results, machine["machine"], commit, benchmark, data)
     return outcome
+
+
+def _all_as_stored(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Likewise of several, or of several families' figures; less what asv has as n/a."""
+    return {
+        name: _all_as_stored(figure)
+        if isinstance(figure, dict) and "samples" not in figure
+        else _as_stored(figure)
+        for name, figure in figures.items()
+        if not (isinstance(figure, float) and math.isnan(figure))
+    }
+
+
+def _as_stored(figure: Figure) -> Figure:
+    """What asv will make of a figure, by asv's own arithmetic: a median with its interval."""
+    if not isinstance(figure, dict):
+        return figure
+    from asv_runner.statistics import compute_stats  # noqa: PLC0415 - there where asv runs this
+
+    median, stats = compute_stats(figure["samples"], figure["number"])
+    return {"result": median, **stats}
 
 
 def _samples(values: Sequence[float]) -> dict[str, Any]:

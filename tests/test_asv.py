@@ -5,6 +5,7 @@ import json
 import pytest
 from helpers.asv_house import ROOT, asv, our_conf, this_commit
 
+from harness.contract.integrity import read_results
 from harness.guard.faults import FAULTS
 from harness.meter.identity import machine_identity, write_asv_machine
 
@@ -57,6 +58,9 @@ def test_a_planted_fault_leaves_a_hole_with_its_reasons(tmp_path):
         assert not data["verdict"]["accepted"]
         assert data["verdict"]["reasons"]
         assert data["evidence"]["layers"]
+    stored_as_measured = read_results(results)
+    assert [sidecar.sealed for sidecar in stored_as_measured.sidecars] == [True, True]
+    assert not stored_as_measured.findings
     published = asv(tmp_path, "publish")
     assert published.returncode == 0, published.stdout + published.stderr
     assert (tmp_path / ".asv" / "html" / "index.html").is_file()

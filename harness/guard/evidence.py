@@ -58,7 +58,9 @@ class PassEvidence:
     Arrays are ``[layers, positions]`` unless said otherwise. ``attention_rel_l2`` is the error
     of ``post_attn_residual`` relative to what attention added (forced) or to the whole residual
     (free). ``*_row`` are worst rows, ``[layers]``. ``cached_*``: values that a float16 cache was
-    given, and those that the oracle took from the candidate (``guard.replay``).
+    given, and those that the oracle took from the candidate (``guard.replay``). Of the candidate
+    alone: ``router_sum`` is what its k weights sum to; ``non_finite`` counts the values of every
+    required stage that are NaN or infinite; ``lengths`` are values a position, by stage.
     """
 
     moe_cosine: NDArray[np.float64]
@@ -78,6 +80,9 @@ class PassEvidence:
     argmax_margins: tuple[tuple[int, int, int, float, float], ...]
     cached_values: int
     cached_replayed: int
+    router_sum: NDArray[np.float64]
+    non_finite: int
+    lengths: Mapping[str, int]
 
     @property
     def argmax_ties(self) -> int:
@@ -248,4 +253,7 @@ def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
         "argmax_agree": seen.argmax_agree,
         "cached_values": seen.cached_values,
         "cached_replayed": seen.cached_replayed,
+        "worst_router_sum_error": finite_or_none(float(np.abs(seen.router_sum - 1).max())),
+        "non_finite": seen.non_finite,
+        "lengths": dict(seen.lengths),
     }

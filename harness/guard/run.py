@@ -47,6 +47,22 @@ class _Pass:
     def ids(self, layer: int, position: int) -> NDArray[np.generic]:
         return self.captures[position]["moe_router_indices", layer]
 
+    def non_finite(self) -> int:
+        """Values that are NaN or infinite, of every required stage."""
+        return sum(
+            int((~np.isfinite(capture[key])).sum())
+            for capture in self.captures
+            for key in capture.keys()  # noqa: SIM118 - a capture is no mapping
+            if key[0] in REQUIRED
+        )
+
+    def lengths(self) -> dict[str, int]:
+        """Values a position: of a layer's output, and of the logits."""
+        return {
+            "moe_ffn_out": self.stage("moe_ffn_out", 0).shape[1],
+            "lm_head": len(self.logits[0]),
+        }
+
 
 def guard(
     candidate: Decoder,
@@ -143,7 +159,13 @@ def guard(
         findings=findings,
         verdict=verdict,
         ran=dict(candidate.ran()),
-        model={"name": oracle.model.name, "fingerprint": oracle.model.fingerprint},
+        model={
+            "name": oracle.model.name,
+            "fingerprint": oracle.model.fingerprint,
+            "layers": oracle.config.layers,
+            "hidden": oracle.config.hidden,
+            "vocab": oracle.config.vocab,
+        },
         candidate_logits=np.stack(main.logits).astype(np.float32, copy=False),
     )
 
@@ -214,9 +236,13 @@ class _Comparison:
             np.empty(shape) for _ in range(6)
         )
         moe_row, attention_row = np.empty(self.layers), np.empty(self.layers)
+        router_sum = np.empty(shape)
         swaps: list[Swap] = []
         for layer in range(self.layers):
             found, weight[layer], weight_cosine[layer] = self._routing(got, layer)
+            router_sum[layer] = [
+                capture["moe_router", layer].astype(np.float64).sum() for capture in got.captures
+            ]
             swaps.extend(swap for swap in found if swap is not None)
             moe, true_moe = got.stage("moe_ffn_out", layer), self._moe(got, layer, found)
             cosines[layer], errors[layer] = cosine(moe, true_moe), rel_l2(moe, true_moe)
@@ -252,6 +278,9 @@ class _Comparison:
             argmax_margins=tuple(margins),
             cached_values=self.replay.cached_values,
             cached_replayed=self.replay.cached_replayed,
+            router_sum=router_sum,
+            non_finite=got.non_finite(),
+            lengths=got.lengths(),
         )
 
     def _routing(

@@ -192,4 +192,5 @@ class GpuInstruments:
                 "source": energy.source,
             },
             "no_energy": self._no_energy,
+            "memory_total_bytes": self._gpu.total_bytes,
         }

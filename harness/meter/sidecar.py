@@ -1,10 +1,13 @@
 """Evidence beside asv's results: asv's files have no room for it.
 
-Sidecars end in ``.evidence`` (JSON inside): asv reads every ``.json`` under results/.
+Sidecars end in ``.evidence`` (JSON inside): asv reads every ``.json`` under results/. Each is
+sealed: it holds a digest of all that it says. A seal tells of accidents and of casual edits;
+whoever means to forge can compute a digest too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import TYPE_CHECKING
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENDING = ".evidence"
+SEAL = "sealed"
 _HASH_LENGTH = 8  # as asv shortens it in its own file names
 
 
@@ -32,9 +36,29 @@ def write_sidecar(
         Where it cannot be written.
 
     """
-    folder = results / machine / "evidence"
-    name = re.sub(r"[^A-Za-z0-9.=_-]+", "-", benchmark)
-    path = folder / f"{commit[:_HASH_LENGTH]}-{name}{ENDING}"
-    text = json.dumps({"schema": "moe-harness/evidence/1", **data}, indent=1, allow_nan=False)
-    write_atomically(path, text + "\n")
+    path = results / machine / "evidence" / sidecar_name(commit, benchmark)
+    # As it will be read: a tuple comes back as a list.
+    content = json.loads(json.dumps({"schema": "moe-harness/evidence/1", **data}, allow_nan=False))
+    sealed = {**content, SEAL: digest(content)}
+    write_atomically(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def sidecar_name(commit: str, benchmark: str) -> str:
+    """Name of the file for a commit and a benchmark with its parameters."""
+    name = re.sub(r"[^A-Za-z0-9.=_-]+", "-", benchmark)
+    return f"{commit[:_HASH_LENGTH]}-{name}{ENDING}"
+
+
+def digest(content: Mapping[str, object]) -> str:
+    """``sha256:`` of what a sidecar says, its seal left out; layout and order of keys count not.
+
+    Raises
+    ------
+    ValueError
+        For NaN and infinities: no sidecar holds them.
+
+    """
+    said = {key: value for key, value in content.items() if key != SEAL}
+    canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Two dumps, stage by stage: what ``moe-harness diff`` says."""
+"""Two dumps, stage by stage, and the claims of ``falsifiers``: what ``moe-harness diff`` says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.stages.distance import finite_or_none
+from harness.stages.falsifiers import (
+    COSINE_FLOOR,
+    Verdict,
+    argmax_agreement,
+    expert_sets_equal,
+    per_layer_cosine,
+    sets_that_differ,
+)
 from harness.stages.names import STAGES, WHOLE_MODEL
+from harness.stages.pairs import distances, expert_sets, positions_told, why_incomparable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,19 +25,24 @@ if TYPE_CHECKING:
     from harness.stages.aprt import Dump
 
 REL_L2_LIMIT = 1e-4
-COSINE_FLOOR = 0.99
 
 
 @dataclass(frozen=True)
 class StageDifference:
-    """One stage of one layer in both dumps; ``reason`` is empty where it passes."""
+    """One stage of one layer in both dumps, its worst position; ``reason`` is empty if it passes.
+
+    ``compared`` is whether there was anything to compare. ``position`` is None where the stage is
+    compared as a whole.
+    """
 
     stage: str
     layer: int | None
     reason: str
+    compared: bool = False
     cosine: float | None = None
     rel_l2: float | None = None
     max_abs: float | None = None
+    position: int | None = None
 
     def line(self) -> str:
         """One line of the table."""
@@ -42,25 +57,40 @@ class StageDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All differences; accepted only if there was something to compare and all of it passes."""
+    """All differences; accepted only if there was something to compare and all of it passes.
+
+    ``positions`` is None where the dumps do not tell it: then ``verdicts`` is empty, and each file
+    is compared as a whole.
+    """
 
     differences: tuple[StageDifference, ...]
+    positions: int | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def reasons(self) -> list[str]:
-        """One line for each stage that fails."""
-        if not any(difference.cosine is not None for difference in self.differences):
+        """One line for each stage that fails, and for each argmax that differs.
+
+        What the other claims object to is the stage's own reason.
+        """
+        if not any(difference.compared for difference in self.differences):
             return ["nothing was compared: the dumps share no stage"]
-        return [
+        stages = [
             f"{d.stage}{'' if d.layer is None else f' of layer {d.layer}'}: {d.reason}"
             for d in self.differences
             if d.reason
         ]
+        return stages + [
+            reason
+            for verdict in self.verdicts
+            if verdict.claim == "argmax_agreement"
+            for reason in verdict.reasons
+        ]
 
     @property
     def accepted(self) -> bool:
-        """Whether every stage passes."""
-        return not self.reasons
+        """Whether every stage passes, and every claim holds."""
+        return not self.reasons and all(verdict.holds for verdict in self.verdicts)
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
@@ -68,6 +98,8 @@ class Comparison:
             "schema": "moe-harness/diff/1",
             "accepted": self.accepted,
             "reasons": self.reasons,
+            "positions": self.positions,
+            "claims": [verdict.to_json() for verdict in self.verdicts],
             "stages": [vars(difference) for difference in self.differences],
         }
 
@@ -81,29 +113,42 @@ def compare(
 ) -> Comparison:
     """Compare every stage that either dump has; one that only one has is a failure.
 
-    ``moe_router_indices`` is compared as sets, position by position. A file does not say where a
-    position ends; ``moe_router`` does, as the k weights of a position sum to 1.
+    Where the dumps tell their positions (``moe_router``), each position is compared by itself, and
+    ``moe_router_indices`` as sets; else whole files, and the indices in order, which is stricter.
     """
     order = {stage: index for index, stage in enumerate(STAGES)}
     keys = sorted(
         set(first) | set(second),
         key=lambda key: (key[0] in WHOLE_MODEL, -1 if key[1] is None else key[1], order[key[0]]),
     )
+    positions = positions_told(second) or positions_told(first)
     differences = []
     for stage, layer in keys:
         a, b = first.get((stage, layer)), second.get((stage, layer))
-        if a is None or b is None:
-            reason = f"absent in the {'first' if a is None else 'second'}"
-            differences.append(StageDifference(stage, layer, reason))
-        elif a.shape != b.shape or not a.size:
-            reason = f"{a.size} values against {b.size}"
-            differences.append(StageDifference(stage, layer, reason))
+        why = why_incomparable(a, b)
+        if why is not None or a is None or b is None:
+            differences.append(StageDifference(stage, layer, why or "absent"))
         elif stage == "moe_router_indices":
-            top_k = _top_k(first.get(("moe_router", layer)))
-            differences.append(_sets(stage, layer, a, b, top_k))
+            differences.append(_sets(stage, layer, a, b, positions))
         else:
-            differences.append(_values(stage, layer, a, b, rel_l2_limit, cosine_floor))
-    return Comparison(tuple(differences))
+            seen = _values(stage, layer, a, b, positions, (rel_l2_limit, cosine_floor))
+            differences.append(seen)
+    compared = {difference.stage for difference in differences if difference.compared}
+    verdicts = () if positions is None else _claims(first, second, positions, cosine_floor)
+    return Comparison(
+        tuple(differences), positions, tuple(v for stage, v in verdicts if stage in compared)
+    )
+
+
+def _claims(
+    first: Dump, second: Dump, positions: int, floor: float
+) -> tuple[tuple[str, Verdict], ...]:
+    """Each claim beside the stage that it is about."""
+    return (
+        ("moe_ffn_out", per_layer_cosine(first, second, positions=positions, floor=floor)),
+        ("moe_router_indices", expert_sets_equal(first, second, positions=positions)),
+        ("lm_head", argmax_agreement(first, second, positions=positions)),
+    )
 
 
 def _values(
@@ -111,34 +156,25 @@ def _values(
     layer: int | None,
     a: NDArray[np.float32],
     b: NDArray[np.float32],
-    limit: float,
-    floor: float,
+    positions: int | None,
+    limits: tuple[float, float],
 ) -> StageDifference:
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        at = int(np.argmin(np.isfinite(a) & np.isfinite(b)))
-        return StageDifference(stage, layer, f"not finite at {at}: {a[at]} against {b[at]}")
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
-    same_zero = not x.any() and not y.any()
-    cosine = 1.0 if same_zero else float(x @ y) / lengths if lengths > 0 else 0.0
-    norm = float(np.linalg.norm(y))
-    error = float(np.linalg.norm(x - y))
-    rel = 0.0 if error == 0 else error / norm if norm > 0 else float(np.finfo(np.float64).max)
+    seen = distances(stage, a, b, positions or 1)
+    if seen.reason:
+        return StageDifference(stage, layer, seen.reason, compared=True)
+    limit, floor = limits
+    rel, cosine = float(seen.rel_l2s.max()), float(seen.cosines.min())
+    failing = seen.rel_l2s if not rel <= limit else -seen.cosines
+    at = int(np.argmax(failing)) if len(seen.cosines) > 1 else None
+    where = "" if at is None else f" at position {at}"
     reason = ""
     if not rel <= limit:
-        reason = f"rel_l2 {rel:.3g}, limit {limit:g}"
+        reason = f"rel_l2 {rel:.3g}{where}, limit {limit:g}"
     elif not cosine >= floor:
-        reason = f"cosine {cosine:.6f}, floor {floor:g}"
-    return StageDifference(stage, layer, reason, cosine, rel, float(np.abs(x - y).max()))
-
-
-def _top_k(weights: NDArray[np.float32] | None) -> int | None:
-    """Weights of one position sum to 1: the first k that does so is top-k."""
-    if weights is None:
-        return None
-    sums = np.cumsum(weights.astype(np.float64))
-    hits = np.flatnonzero(np.abs(sums - 1) < 1e-4)
-    return int(hits[0]) + 1 if hits.size else None
+        reason = f"cosine {cosine:.6f}{where}, floor {floor:g}"
+    return StageDifference(
+        stage, layer, reason, True, cosine, finite_or_none(rel), seen.max_abs, at
+    )
 
 
 def _sets(
@@ -146,22 +182,16 @@ def _sets(
     layer: int | None,
     a: NDArray[np.float32],
     b: NDArray[np.float32],
-    top_k: int | None,
+    positions: int | None,
 ) -> StageDifference:
-    """Compare expert sets by position; without top-k in order, which is stricter."""
-    if top_k is None or a.size % top_k:
-        top_k = 1
-    rows = [np.sort(ids.reshape(-1, top_k), axis=1) for ids in (a, b)]
-    equal = (rows[0] == rows[1]).all(axis=1)
-    if equal.all():
-        return StageDifference(stage, layer, "", 1.0, 0.0, 0.0)
-    at = int(np.argmin(equal))
-    only = [
-        sorted({int(e) for e in rows[i][at]} - {int(e) for e in rows[1 - i][at]}) for i in (0, 1)
-    ]
+    """Compare expert sets by position; where positions are not known, ids in order."""
+    if positions is None:
+        differ, reason = a != b, ""
+        if differ.any():
+            at = int(np.argmax(differ))
+            reason = f"ids differ, first at {at}: {a[at]:g} against {b[at]:g}"
+        return StageDifference(stage, layer, reason, compared=True)
+    seen = expert_sets(a, b, positions)
     return StageDifference(
-        stage,
-        layer,
-        f"{int((~equal).sum())} of {len(equal)} expert sets differ, first at position {at}: "
-        f"{only[0]} against {only[1]}",
+        stage, layer, seen.reason or sets_that_differ(seen.differ, positions), compared=True
     )

@@ -12,7 +12,7 @@ from harness.meter import statistics
 from harness.meter.bandwidth import cpu_read_bandwidth
 from harness.meter.identity import machine_identity, write_asv_machine
 from harness.meter.lock import measuring
-from harness.meter.sidecar import write_sidecar
+from harness.meter.sidecar import SEAL, digest, write_sidecar
 from harness.meter.stopping import CONVERGED, TIME_IS_UP, StoppingRule
 from harness.meter.traffic import family_traffic, token_traffic
 from harness.model import open_model
@@ -124,7 +124,10 @@ def test_sidecars_end_in_what_asv_does_not_read(tmp_path):
     path = write_sidecar(tmp_path, "m", "0123456789ab", "decode.Embedded(0)", {"a": 1})
     assert path.relative_to(tmp_path).parts[:2] == ("m", "evidence")
     assert path.name == "01234567-decode.Embedded-0-.evidence"
-    assert json.loads(path.read_text())["a"] == 1
+    data = json.loads(path.read_text())
+    assert data["a"] == 1
+    assert data[SEAL] == digest(data) == digest({"a": 1, "schema": data["schema"]})
+    assert digest(data | {"a": 2}) != data[SEAL]
 
 
 def test_traffic_counts_the_chosen_experts_only(tiny_path):

@@ -17,6 +17,7 @@ from harness.meter.gpu_driver import installed_driver
 from harness.meter.gpu_energy import EnergyWindow
 from harness.meter.gpu_peak import GpuPeak
 from harness.meter.gpu_watch import Watch
+from harness.meter.instruments import GpuInstruments
 from harness.meter.memory import PeakMemory
 from harness.meter.nvml import Gpu, UsedMemory, normalised_uuid
 
@@ -158,6 +159,9 @@ class TestOpening:
         assert (gpu.name, gpu.uuid) == ("NVIDIA H200", UUIDS[0])
         assert (gpu.driver.version, gpu.driver.cuda) == ("580.159.03", (13, 1))
         assert (gpu.total_bytes, gpu.used_bytes) == (1000, 100)
+
+    def test_evidence_tells_the_memory_that_it_has(self, gpu):
+        assert GpuInstruments(gpu, lambda: 1.0).to_json()["memory_total_bytes"] == 1000
 
     @pytest.mark.parametrize(
         "form",

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from harness.errors import Rejected
 from harness.model import FORMATS, Config, Model, Tensor
 from harness.model.config import tensor_shapes
+from harness.peers.hugging_face import oracle_agreement, twin
 from harness.reference import Oracle
 
 SHAPES = {
@@ -31,61 +32,6 @@ def random_model(config, seed=0):
     return Model(Path("random"), config, tensors, {})
 
 
-def hugging_face(model, dtype=torch.float64):
-    c = model.config
-    twin = Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(
-            vocab_size=c.vocab,
-            hidden_size=c.hidden,
-            intermediate_size=c.expert_width,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            num_key_value_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            rms_norm_eps=c.rms_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
-            moe_intermediate_size=c.expert_width,
-            num_experts=c.experts,
-            num_experts_per_tok=c.top_k,
-            norm_topk_prob=True,
-            decoder_sparse_step=1,
-            mlp_only_layers=[],
-            tie_word_embeddings=c.tied_output,
-            attn_implementation="eager",
-            experts_implementation="eager",
-        )
-    ).to(dtype)
-    names = {
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-        "attn_output": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate_inp": "mlp.gate",
-    }
-
-    def values(name):
-        return torch.from_numpy(model[name].values()).to(dtype)
-
-    state = {
-        "model.embed_tokens.weight": values("token_embd.weight"),
-        "model.norm.weight": values("output_norm.weight"),
-        "lm_head.weight": values(model.output.name),
-    }
-    for layer in range(c.layers):
-        ours, theirs = f"blk.{layer}", f"model.layers.{layer}"
-        for short, long in names.items():
-            state[f"{theirs}.{long}.weight"] = values(f"{ours}.{short}.weight")
-        gate, up = (values(f"{ours}.ffn_{part}_exps.weight") for part in ("gate", "up"))
-        state[f"{theirs}.mlp.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
-        state[f"{theirs}.mlp.experts.down_proj"] = values(f"{ours}.ffn_down_exps.weight")
-    twin.load_state_dict(state, strict=True)
-    return twin.eval()
-
-
 def relative(model, ids, twin_of=None):
     oracle = Oracle(model, capacity=len(ids))
     ours = oracle.run(ids).logits
@@ -95,7 +41,7 @@ def relative(model, ids, twin_of=None):
 
 def twin_logits(model, ids):
     with torch.no_grad():
-        return hugging_face(model)(torch.tensor([ids])).logits[0].numpy()
+        return twin(model)(torch.tensor([ids])).logits[0].numpy()
 
 
 def lifted_logits(model, ids):
@@ -103,15 +49,15 @@ def lifted_logits(model, ids):
 
     They say float32 outright; with that name read as float64 the same code casts nothing.
     """
-    twin = hugging_face(model)
-    rotary = twin.model.rotary_emb
+    lifted = twin(model)
+    rotary = lifted.model.rotary_emb
     half = torch.arange(0, model.config.head_dim, 2, dtype=torch.float64)
     rotary.inv_freq = 1.0 / model.config.rope_base ** (half / model.config.head_dim)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        return twin(torch.tensor([ids])).logits[0].numpy()
+        return lifted(torch.tensor([ids])).logits[0].numpy()
 
 
 def prompt(config, seed):
@@ -139,3 +85,26 @@ def test_a_wrong_rope_base_is_seen():
     model = random_model(SHAPES["grouped"])
     other = model.with_config(rope_base=model.config.rope_base * 1.01)
     assert relative(other, prompt(model.config, 3), twin_of=model).max() > 5e-6
+
+
+def test_agreement_is_seen_layer_by_layer():
+    model = random_model(SHAPES["grouped"])
+    seen = oracle_agreement(model, prompt(model.config, 4))
+    assert seen.moe_cosine.shape == (model.config.layers, 24)
+    assert 0 < seen.worst_rel_l2 < 5e-6
+    data = seen.to_json()
+    assert data["verdict"] == {"accepted": True, "reasons": []}
+    assert [line["layer"] for line in data["layers"]] == [0, 1, 2]
+    assert min(line["moe_ffn_out_cosine"] for line in data["layers"]) > 0.999999
+
+
+def test_an_oracle_that_disagrees_is_rejected(monkeypatch):
+    model = random_model(SHAPES["grouped"])
+    step = Oracle.step
+
+    def wrong(self, token, *others, **named):
+        return step(self, token, *others, **named) * 1.001
+
+    monkeypatch.setattr(Oracle, "step", wrong)
+    with pytest.raises(Rejected, match="rel_l2"):
+        oracle_agreement(model, prompt(model.config, 4))

@@ -100,6 +100,57 @@ def test_experts_in_another_order_are_the_same_set(dump, small_model):
     assert compare(good, good | {key: turned}).accepted
 
 
+def test_a_position_that_is_off_is_not_lost_in_the_whole(dump):
+    good, key = read_dump(dump), ("moe_ffn_out", 1)
+    rows = good[key].reshape(3, -1).copy()
+    rows[1] *= -1
+    rows[2] *= 1000  # a row so long that the whole's cosine hides the one before
+    long = good | {key: np.concatenate([good[key].reshape(3, -1)[:2], rows[2:]]).reshape(-1)}
+    result = compare(good | {key: rows.reshape(-1)}, long)
+    [reason] = result.reasons
+    assert "at position 1" in reason
+    [claim] = [each for each in result.verdicts if each.claim == "per_layer_cosine"]
+    assert not claim.holds
+    assert "worst -1.000000000 at layer 1, position 1" in claim.summary
+
+
+def test_diff_asks_the_same_claims(dump):
+    good = read_dump(dump)
+    result = compare(good, good)
+    assert result.positions == 3
+    assert [(each.claim, each.checked) for each in result.verdicts] == [
+        ("per_layer_cosine", 6),
+        ("expert_sets_equal", 6),
+        ("argmax_agreement", 3),
+    ]
+    key = ("lm_head", None)
+    nudged = good[key].copy()
+    first = nudged[: nudged.size // 3]
+    best, next_best = np.argsort(first)[[-1, -2]]
+    first[next_best] = np.nextafter(first[best], np.float32(np.inf))
+    result = compare(good | {key: nudged}, good, rel_l2_limit=1.0, cosine_floor=0.5)
+    assert result.reasons == [f"argmax at position 0: {next_best} against {best}"]
+    assert not result.accepted
+
+
+def test_dumps_that_do_not_tell_their_positions_are_compared_whole(dump):
+    good = {key: values for key, values in read_dump(dump).items() if key[0] != "moe_router"}
+    result = compare(good, good)
+    assert result.accepted
+    assert (result.positions, result.verdicts) == (None, ())
+    key = ("moe_router_indices", 0)
+    turned = good[key][::-1].copy()
+    [reason] = compare(good | {key: turned}, good).reasons
+    assert "ids differ, first at 0" in reason
+
+
+def test_layers_that_tell_different_positions_are_bad_input(dump):
+    good, key = read_dump(dump), ("moe_router", 2)
+    fewer = good | {key: good[key][: good[key].size // 3 * 2]}
+    with pytest.raises(BadInput, match="2 positions in one layer and 3 in another"):
+        compare(fewer, fewer)
+
+
 def test_a_rerun_of_a_dump_is_byte_identical_and_replaces_the_former(tmp_path, small_model):
     plan = Plan.parse("moe_router,lm_head")
     files = []
