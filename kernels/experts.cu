@@ -81,7 +81,7 @@ __device__ inline void gate_up_rows(const GateUpArgs& a) {
     }
   }
 }
-ROW_KERNEL(gate_up, GateUpArgs, 3)
+ROW_KERNEL(gate_up, GateUpArgs, kTiledResident)
 
 // -- down, weighted sum, residual -----------------------------------------------------------------------
 

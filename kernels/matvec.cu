@@ -71,7 +71,7 @@ __device__ inline void qkv_rows(const QkvArgs& a) {
     if (threadIdx.x < min(kBlockRows, left)) rows.out[rows.row + threadIdx.x] = out[0];
   }
 }
-ROW_KERNEL(qkv, QkvArgs, 3)
+ROW_KERNEL(qkv, QkvArgs, kTiledResident)
 
 // -- attention's output, added to the residual -----------------------------------------------------
 
@@ -115,7 +115,7 @@ __device__ inline void logits_rows(const LogitsArgs& a) {
   const Input in = stage_input(a.x, a.output.columns, a.norm, a.eps, a.trace_norm, memory);
   for_each_row<TILED, false>(a.output, in, ahead, [&](int row, float y) { a.logits[row] = y; });
 }
-ROW_KERNEL(logits, LogitsArgs, 3)
+ROW_KERNEL(logits, LogitsArgs, kTiledResident)
 
 // -- one matrix by itself: what the kernel benchmarks and tests launch ------------------------------
 
@@ -133,4 +133,4 @@ __device__ inline void matvec_rows(const MatvecArgs& a) {
   const Input in = stage_input(a.x, a.m.columns, nullptr, 0, nullptr, memory);
   for_each_row<TILED, false>(a.m, in, ahead, [&](int row, float y) { a.out[row] = y; });
 }
-ROW_KERNEL(matvec, MatvecArgs, 3)
+ROW_KERNEL(matvec, MatvecArgs, kTiledResident)

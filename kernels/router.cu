@@ -99,7 +99,7 @@ __device__ inline void weigh(const RouteArgs& a, const float* logits, int* ids) 
 // Experts of a block: few, so that many multiprocessors read, and each warp all of its row at once.
 constexpr int kExperts = 1;
 
-extern "C" __global__ void __launch_bounds__(kThreads, kResident) route(const RouteArgs a) {
+extern "C" __global__ void __launch_bounds__(kThreads, 1) route(const RouteArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
   const int experts = a.router.rows, first = blockIdx.x * kExperts + warp_id();
   if (warp_id() < kExperts && first < experts) prefetch_rows(a.router, first, 1);

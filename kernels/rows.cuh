@@ -4,6 +4,12 @@
 #include "dot.cuh"
 #include "tiles.cuh"
 
+// Tiled blocks that a multiprocessor should hold at a time; sm_120's compiler would spill at three.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kTiledResident = 2;
+#else
+constexpr int kTiledResident = 3;
+#endif
 constexpr int kBlockRows = 16;                     // a tile's
 constexpr int kWarpRows = kBlockRows / kWarps;     // of a plain matrix, that a warp computes
 static_assert(kBlockRows == kTileRows && kWarpRows == 2, "a block's rows are a tile, two a warp");
