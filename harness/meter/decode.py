@@ -219,6 +219,8 @@ class GuardedRun:
 
     Attributes
     ----------
+    decoder, workload
+        What runs, and on what.
     tokens
         Those decoded behind the prompt.
     evidence
@@ -237,7 +239,7 @@ class GuardedRun:
         *,
         unguarded: bool = False,
     ) -> None:
-        self._decoder, self._prompt, self._depth = decoder, workload.prompt, workload.depth
+        self.decoder, self.workload = decoder, workload
         self.tokens, self.evidence, self._unguarded = tokens, evidence, unguarded
         self.differences: list[str] = []
         self._logits = evidence.candidate_logits[len(workload.prompt) - 1 :]
@@ -245,14 +247,14 @@ class GuardedRun:
 
     def every_row(self) -> None:
         """Step by step, untimed: every row of logits is compared."""
-        self.stepped(self._decoder.step)
+        self.stepped(self.decoder.step)
 
     def stepped(self, step: Callable[[int], NDArray[np.float32]]) -> list[float]:
         """Decode by ``step``, timed by the host; milliseconds of each token, argmax included.
 
         Every row of logits is compared.
         """
-        self._decoder.rewind(self._depth)
+        self.decoder.rewind(self.workload.depth)
         seen = self._by_host(step)
         self._compare(seen)
         return seen.milliseconds
@@ -262,17 +264,17 @@ class GuardedRun:
 
         The prompt is not timed: prefill is another workload.
         """
-        self._decoder.rewind(self._depth)
-        if isinstance(self._decoder, DeviceTimed):
-            seen = self._decoder.timed_pass(self._prompt, len(self.tokens))
+        self.decoder.rewind(self.workload.depth)
+        if isinstance(self.decoder, DeviceTimed):
+            seen = self.decoder.timed_pass(self.workload.prompt, len(self.tokens))
         else:
-            seen = self._by_host(self._decoder.step)
+            seen = self._by_host(self.decoder.step)
         self._compare(seen)
         return seen.milliseconds
 
     def _by_host(self, step: Callable[[int], NDArray[np.float32]]) -> TimedPass:
         """A token is not decoded before its id is known: the argmax is part of the time."""
-        for token in self._prompt:
+        for token in self.workload.prompt:
             got = step(token)
         rows, chosen = [got], [int(got.argmax())]
         times = []
@@ -300,7 +302,7 @@ class GuardedRun:
         if wrong or len(self.tokens) not in seen.logits:
             reason = (
                 "the timed run computed something else than the guarded run: logits differ at "
-                f"position {len(self._prompt) - 1 + min(wrong, default=len(self.tokens))}"
+                f"position {len(self.workload.prompt) - 1 + min(wrong, default=len(self.tokens))}"
             )
             if not self._unguarded:
                 raise Rejected([reason])
