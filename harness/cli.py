@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.cli_profile import add_options
 from harness.errors import BadInput, Rejected
 
 if TYPE_CHECKING:
@@ -221,6 +222,12 @@ def _faults(arguments: argparse.Namespace) -> int:
     return _ACCEPTED if proof.holds else _REJECTED
 
 
+def _profile(arguments: argparse.Namespace) -> int:
+    from harness.cli_profile import Shared, profile  # noqa: PLC0415
+
+    return profile(arguments, Shared(_open, _prompt, _emit))
+
+
 def _machine(arguments: argparse.Namespace) -> int:
     from harness.meter.identity import machine_identity, write_asv_machine  # noqa: PLC0415
 
@@ -378,6 +385,10 @@ def _parser() -> argparse.ArgumentParser:
 
     faults = command("faults", _faults, "plant every fault and count those rejected")
     decoder_arguments(faults)
+
+    profile = command("profile", _profile, "where a token's time goes, kernel by kernel")
+    decoder_arguments(profile)
+    add_options(profile)
 
     machine = command("machine", _machine, "identify this machine to asv")
     machine.add_argument("--name", action="store_true", help="print its name alone, for asv")
