@@ -119,7 +119,7 @@ def _us(rows: Mapping[str, Row], name: str) -> float:
 
 
 def _line(words: str, before: float, after: float) -> str:
-    share = f"{100 * (after / before - 1):+.1f} %" if before else "new"
+    share = f"{100 * (after / before - 1):+.1f} %" if before else "new" if after else ""
     return f"{words:<23} {before:10.1f} {after:10.1f} {after - before:+10.1f} {share:>8}"
 
 

@@ -93,6 +93,8 @@ def layers_of(names: Sequence[str], layers: int) -> list[int | None]:
     """
     kinds = [kind_of(name) for name in names]
     totals = Counter(kind.name for kind in kinds if kind.per_layer)
+    if not totals:
+        raise BadInput("a token of which no launch is a layer's; the recording is of no model")
     for name, total in totals.items():
         if layers < 1 or total % layers:
             raise BadInput(

@@ -148,7 +148,7 @@ def read_recording(path: Path) -> Recording:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise BadInput(f"{path}: over {_MOST_BYTES >> 20} MB, no recording is; name another")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror}); name the recording.json of a session"
@@ -183,11 +183,8 @@ def _checked(data: Mapping[str, Any]) -> Recording:
     if len(token_ms) != len(starts) or len(moved) != len(names):
         raise ValueError(f"{len(token_ms)} tokens and {len(moved)} byte counts do not fit")
     layers_of(names, layers)  # refuses what is no token of that many layers
-    verdict = _object(data["verdict"])
-    if not isinstance(verdict["accepted"], bool) or not isinstance(verdict["reasons"], list):
-        raise TypeError("verdict is none")
-    if data["energy"] is not None:
-        _object(data["energy"])
+    if not sum(moved) or not np.median(durations, axis=0).sum():
+        raise ValueError("a token that moves no byte or takes no time")
     return Recording(
         Traced(names, starts, starts + durations, token_ms, _text(traced["tracer"])),
         Undisturbed(
@@ -200,13 +197,17 @@ def _checked(data: Mapping[str, Any]) -> Recording:
         bytes=moved,
         positions=positions,
         read_bandwidth=_positive(data["read_bandwidth"]),
-        verdict=verdict,
+        verdict=_verdict(data["verdict"]),
         memory=_memory(data["memory"]),
-        energy=data["energy"],
+        energy=None if data["energy"] is None else _energy(data["energy"]),
         workload=_object(data["workload"]),
         ran=_ran(data["ran"]),
         conditions=_object(data["conditions"]),
     )
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def _times(rows: object) -> Nanoseconds:
@@ -248,6 +249,30 @@ def _ran(value: object) -> dict[str, Any]:
     for key in ("backend", "device", "numerics", "model"):
         _text(ran[key])
     return ran
+
+
+def _verdict(value: object) -> dict[str, Any]:
+    verdict = _object(value)
+    if not isinstance(verdict["accepted"], bool) or not isinstance(verdict["reasons"], list):
+        raise TypeError("the verdict is none")
+    for reason in verdict["reasons"]:
+        _text(reason)
+    return verdict
+
+
+def _energy(value: object) -> dict[str, Any]:
+    energy = _object(value)
+    if energy["joules_per_token"] is not None:
+        _positive(energy["joules_per_token"])
+    before = 0.0
+    for at, watts, clock in energy["power"]:
+        if at < before:
+            raise ValueError("readings of power go back in time")
+        before = at
+        _positive(watts)
+        if clock is not None:
+            _whole(clock)
+    return energy
 
 
 def _memory(value: object) -> dict[str, Any]:

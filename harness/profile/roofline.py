@@ -32,7 +32,7 @@ class _Axes:
         moved = [row.bytes / row.calls for row in rows]
         rates = [row.bytes_per_second or 1 for row in rows]
         self.low_x, self.high_x = _decades(min(moved), max(moved))
-        self.low_y, self.high_y = _decades(min(rates), roof)
+        self.low_y, self.high_y = _decades(min(roof, *rates), max(roof, *rates))
         self.left, self.right = _LEFT, _WIDTH - MARGIN
         self.top, self.bottom = top + 8, height - _BOTTOM
 
@@ -125,6 +125,9 @@ def _label(picture: Drawing, axes: _Axes, row: Row, radius: float, taken: list[_
         box = (column - half, y + shift - 8, column + half, y + shift + 8)
         if axes.top < box[1] and box[3] < axes.bottom and not any(_meet(box, o) for o in taken):
             break
+    else:  # no room anywhere: rather over another than off the paper
+        shift = 0.0
+        box = (column - half, y - 8, column + half, y + 8)
     taken.append(box)
     if abs(shift) > radius + 12:
         picture.line((x, y), (column, y + shift), row.kind.part)

@@ -20,7 +20,8 @@ def warning(recording: Recording) -> str | None:
     """What stands on every page of a profile that no guard accepted; None for others."""
     if recording.accepted:
         return None
-    return f"UNGUARDED: the guard rejected what was profiled ({recording.verdict['reasons'][0]})"
+    reason = next(iter(recording.verdict["reasons"]), "no reason was recorded")
+    return f"UNGUARDED: the guard rejected what was profiled ({reason})"
 
 
 def profile_lines(profile: Profile) -> list[str]:
@@ -60,8 +61,8 @@ def memory_lines(recording: Recording) -> list[str]:
     lines += [
         f"{'together':<23} {counted:>16,}",
         f"{'peak':<23} {memory['peak_bytes']:>16,}  {memory['source']}",
-        f"{'not accounted for':<23} {memory['peak_bytes'] - counted:>16,}  context, code, and what "
-        "others in the process hold; negative where a map was not read whole",
+        f"{'not accounted for':<23} {memory['peak_bytes'] - counted:>16,}  what else "
+        "the process holds",
     ]
     return lines
 
@@ -101,8 +102,6 @@ def _sparkline(values: Sequence[float], width: int = 40) -> str:
     """Draw values as bars from 0 to their most, the mean of each stretch."""
     bars = " ▁▂▃▄▅▆▇█"
     width, most = min(width, len(values)), max(values)
-    if most <= 0:
-        return bars[0] * width
     means = []
     for place in range(width):
         part = values[place * len(values) // width : (place + 1) * len(values) // width]

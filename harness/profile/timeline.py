@@ -101,7 +101,7 @@ def _funnel(picture: Drawing, placed: _Placed, span: tuple[float, float], y: flo
 def _near(picture: Drawing, near: list[tuple[Node, float, float]], layer: int, y: float) -> None:
     """A layer's launches, each with its name and times under it, as far as there is room."""
     start, end = near[0][1], max(stop for *_, stop in near)
-    scale = _SPACE / (end - start)
+    scale = _SPACE / max(end - start, 1e-9)
     picture.rect(MARGIN, y, _SPACE, _BAR, "rule")
     picture.text(MARGIN, y - 6, f"layer {layer}", bold=True)
     picture.text(
@@ -139,7 +139,7 @@ def power_chart(profile: Profile) -> str | None:
         height=300,
         legend=False,
     )
-    seconds, most = readings[-1][0], max(watts for _, watts, _ in readings)
+    seconds, most = max(readings[-1][0], 1e-9), max(watts for _, watts, _ in readings)
     bottom, left = picture.height - 40, MARGIN + 36
     scale_x, scale_y = (_WIDTH - MARGIN - left) / seconds, (bottom - top - 10) / most
     for share in (0, 0.5, 1):

@@ -72,6 +72,9 @@ def _token(recording: Recording, token: int, free: list[int]) -> Iterator[dict[s
     for index, (name, layer) in enumerate(zip(traced.names, layers, strict=True)):
         start, end = starts[index], ends[index]
         limit: int = stop if layer is None else borders[layer][1]
+        following = layers[index + 1] if index + 1 < len(layers) else None
+        if layer is None and following is not None:
+            limit = min(limit, borders[following][0])
         fits = [i for i, at in enumerate(free) if at <= start and (i or end <= limit)]
         lane = fits[0] if fits else len(free)
         if lane == len(free):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from harness.errors import BadInput
-from harness.profile.kinds import KINDS, layers_of
+from harness.profile.kinds import KINDS, kind_of, layers_of
 from harness.profile.recording import Traced
 from harness.settings import foreign_profiler
 from harness.stages import Capture, Plan
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Launch = tuple[str, int, int]  # name, start and end in nanoseconds
 
 # What CUPTI records on a device beside kernels.
-_NO_KERNELS = ("Memcpy", "Memset")
+_NO_KERNELS = ("Memcpy", "Memset", "Context Sync", "Event Sync", "Stream Sync", "Stream Wait")
 
 
 class Tracer(Protocol):
@@ -108,7 +108,7 @@ def by_token(kernels: Sequence[Launch], tokens: int) -> list[list[Launch]]:
     Raises
     ------
     BadInput
-        Without kernels, or where they are no whole tokens.
+        Without kernels, with one that is none of a token's, or where they are no whole tokens.
 
     """
     if not kernels:
@@ -117,6 +117,8 @@ def by_token(kernels: Sequence[Launch], tokens: int) -> list[list[Launch]]:
             "(CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED), or not allowed in this container; "
             "end the other tool, or see what torch.profiler said above"
         )
+    for name in sorted({name for name, _, _ in kernels}):
+        kind_of(name)  # refuses what is no kernel of a token
     count, rest = divmod(len(kernels), tokens)
     rows = [list(kernels[i * count : (i + 1) * count]) for i in range(tokens)]
     orders = {tuple(name for name, _, _ in row) for row in rows}
