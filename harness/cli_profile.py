@@ -223,6 +223,7 @@ def _other(arguments: argparse.Namespace, shared: Shared, first: Recording, name
             f"--compare {name!r} is no numerics ({', '.join(known)}), no recording, and no commit "
             "of this checkout; name one of these"
         )
+    print(f"profiling commit {commit[:10]}", file=sys.stderr)
     return profile_commit(commit, _arguments(arguments, shared, first))
 
 

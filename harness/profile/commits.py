@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _ROOT = Path(__file__).parents[2]
-_REJECTED = 1
+_REJECTED = "moe-harness: rejected: "
 
 
 def find_commit(name: str) -> str | None:
@@ -64,8 +64,9 @@ def profile_commit(commit: str, arguments: Sequence[str]) -> Recording:
         )
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing was said"]
         recording = Path(out) / "recording.json"
-        if done.returncode == _REJECTED and not recording.is_file():
-            raise Rejected([f"commit {short}: {said[-1]}"])
+        reasons = [line for line in said if line.startswith(_REJECTED)]
+        if reasons and not recording.is_file():
+            raise Rejected([f"commit {short}: {line.removeprefix(_REJECTED)}" for line in reasons])
         if not recording.is_file():
             raise BadInput(
                 f"commit {short} cannot be profiled ({said[-1]}); name a commit that has the "
