@@ -79,6 +79,11 @@ class Path:
         return self.kernels_us + self.gaps_us + self.host_us
 
     @property
+    def left_us(self) -> float:
+        """What the undisturbed token leaves for gaps and host beside the kernels' own times."""
+        return self.undisturbed_us - self.kernels_us
+
+    @property
     def sum_off(self) -> float:
         """How far the sum is off the undisturbed token, as a share of it."""
         return self.sum_us / self.undisturbed_us - 1
@@ -184,6 +189,7 @@ class Profile:
                 **vars(path),
                 "sum_us": path.sum_us,
                 "sum_off": path.sum_off,
+                "left_us": path.left_us,
                 "perturbation": path.perturbation,
                 "distance": path.distance,
             },

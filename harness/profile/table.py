@@ -37,7 +37,7 @@ def profile_lines(profile: Profile) -> list[str]:
         f"{'host, token to token':<23} {path.host_us:9.1f} us",
         f"{'together':<23} {path.sum_us:9.1f} us, {_signed(path.sum_off)} of the undisturbed token",
         f"{'token, undisturbed':<23} {path.undisturbed_us:9.1f} us median of {calm.samples}, "
-        f"{calm.p99_ms * 1e3:.1f} p99",
+        f"{calm.p99_ms * 1e3:.1f} p99; beside the kernels it leaves {path.left_us:.1f}",
         f"{'token, traced':<23} {path.traced_us:9.1f} us median of "
         f"{len(recording.traced.token_ms)}: the tracer adds {_signed(path.perturbation)} "
         f"({recording.traced.tracer})",

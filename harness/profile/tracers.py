@@ -93,7 +93,7 @@ def check_cupti() -> None:
 def gpu_kernels(events: Iterable[Any], device: int) -> list[Launch]:
     """Kernels among kineto's events, on one GPU, in the order of their starts."""
     found = [
-        (str(event.name()), int(event.start_ns()), int(event.end_ns()))
+        (str(event.name()), int(event.start_ns()), int(event.start_ns() + event.duration_ns()))
         for event in events
         if event.device_type().name == "CUDA"
         and event.device_index() == device

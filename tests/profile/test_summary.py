@@ -49,6 +49,7 @@ def test_figures_are_medians_over_tokens(three):
     assert path.sum_off == pytest.approx(30.45 / 20 - 1)
     assert path.floor_us == pytest.approx(10)  # 10 launches of 1000 bytes at 1 GB/s
     assert path.distance == pytest.approx(2)
+    assert path.left_us == pytest.approx(0)
     assert path.traced_us == pytest.approx(1)
 
 

@@ -71,7 +71,7 @@ def event(name, start, device="CUDA", index=0):
     return SimpleNamespace(
         name=lambda: name,
         start_ns=lambda: start,
-        end_ns=lambda: start + 5,
+        duration_ns=lambda: 5,
         device_type=lambda: SimpleNamespace(name=device),
         device_index=lambda: index,
     )
