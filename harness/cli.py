@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.cli_profile import add_options
 from harness.errors import BadInput, Rejected
 
 if TYPE_CHECKING:
@@ -233,6 +234,12 @@ def _source_hashes() -> dict[str, str]:
     return source_hashes()
 
 
+def _profile(arguments: argparse.Namespace) -> int:
+    from harness.cli_profile import Shared, profile  # noqa: PLC0415
+
+    return profile(arguments, Shared(_open, _prompt, _emit))
+
+
 def _machine(arguments: argparse.Namespace) -> int:
     from harness.meter.identity import machine_identity, write_asv_machine  # noqa: PLC0415
 
@@ -405,6 +412,9 @@ def _parser() -> argparse.ArgumentParser:
     from harness.contract.command import add_arguments  # noqa: PLC0415 - light
 
     add_arguments(command("contract", _contract, "criteria judged from stored evidence"))
+    profile = command("profile", _profile, "where a token's time goes, kernel by kernel")
+    decoder_arguments(profile)
+    add_options(profile)
 
     machine = command("machine", _machine, "identify this machine to asv")
     machine.add_argument("--name", action="store_true", help="print its name alone, for asv")

@@ -146,6 +146,11 @@ CUDA_NUMERICS = {numerics.name: numerics for numerics in _CUDA}
 _BY_BACKEND = {"cpu": NUMERICS, "cuda": CUDA_NUMERICS}
 
 
+def numerics_of(backend: str) -> tuple[str, ...]:
+    """Names of a backend's numerics, its default first."""
+    return tuple(_BY_BACKEND.get(backend, ()))
+
+
 def find_numerics(name: str | None, backend: str = "cpu") -> Numerics:
     """Look a backend's numerics up by name; without a name its first, which is its default.
 

@@ -67,6 +67,20 @@ def settings() -> Settings:
     )
 
 
+# What profilers leave in the environment of the processes that they start.
+_PROFILERS = {
+    "NSYS_PROFILING_SESSION_ID": "nsys",
+    "NV_NSIGHT_INJECTION_TRANSPORT_TYPE": "ncu",
+    "NVPROF_ID": "nvprof",
+    "CUDA_INJECTION64_PATH": "a tool that is injected into CUDA (CUDA_INJECTION64_PATH)",
+}
+
+
+def foreign_profiler() -> str | None:
+    """Name the profiler that this process was started under, if any."""
+    return next((name for key, name in _PROFILERS.items() if os.environ.get(key)), None)
+
+
 def _asv_folder() -> Path:
     """Where ``asv.conf.json`` lies: asv says so, but not where it measures the checkout itself."""
     told = os.environ.get("ASV_CONF_DIR")

@@ -18,6 +18,9 @@ from harness.meter.instruments import GpuInstruments, HostInstruments, Instrumen
 from harness.meter.kernel import KernelMeasurement, measure_kernel
 from harness.meter.nvml import Gpu
 from harness.numerics import find_numerics
+from harness.profile.marks import mark_tokens
+from harness.profile.session import Wanted, profile_decode
+from harness.profile.tracers import CuptiTracer, PhaseTracer, check_cupti
 from harness.reference import Oracle
 from harness.settings import settings
 
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
     from harness.decoder import Decoder
     from harness.guard import Evidence
     from harness.guard.product import ProductEvidence
+    from harness.meter.decode import GuardedRun
     from harness.meter.stopping import StoppingRule
     from harness.model import Model
     from harness.numerics import Numerics
+    from harness.profile import Recording
 
 _PEERS = ("cpu:f32", "cpu:q8_k")
 
@@ -221,6 +226,53 @@ class DecodeSession:
             self._check,
             instruments=self._instruments(),
             rule=rule,
+        )
+
+    def profile(
+        self,
+        workload: Workload,
+        wanted: Wanted,
+        *,
+        rule: StoppingRule | None = None,
+    ) -> Recording:
+        """Record where the time of a guarded decode's tokens goes.
+
+        Raises
+        ------
+        Rejected
+            By the guard, or because a pass was not the guarded one; unless ``wanted.unguarded``.
+        BadInput
+            Where nothing can be recorded, or that is more than the model's context.
+
+        """
+        if self._watched is not None:
+            check_cupti()  # before minutes are spent
+        return profile_decode(
+            self._open(self._capacity(workload)),
+            workload,
+            self._check,
+            PhaseTracer() if self._watched is None else CuptiTracer(self._device),
+            instruments=self._instruments(),
+            wanted=wanted,
+            rule=rule,
+            state=None if self._watched is None else self._watched.state,
+        )
+
+    def mark(self, workload: Workload, *, unguarded: bool = False) -> GuardedRun:
+        """Guard a decode, then mark its tokens for nsys or ncu (``profile.marks``).
+
+        Raises
+        ------
+        Rejected
+            As ``profile``.
+        BadInput
+            Without a GPU, or NVTX in torch.
+
+        """
+        if self._watched is None:
+            raise BadInput("--nvtx marks tokens on a GPU, this is the cpu backend; leave it out")
+        return mark_tokens(
+            self._open(self._capacity(workload)), workload, self._check, unguarded=unguarded
         )
 
     def _capacity(self, workload: Workload) -> int:

@@ -36,6 +36,9 @@ class DecodeEvidence(Evidence, Protocol):
         """Float32 ``[positions, vocab]``."""
 
 
+if TYPE_CHECKING:
+    Check: TypeAlias = Callable[[Decoder, Sequence[int], Cache | None], DecodeEvidence]
+
 _ROUNDED_UP = 256  # positions that a cache is counted in
 _POOL = 1 << 22  # values that a seeded cache is tiled from
 
@@ -48,6 +51,11 @@ class Workload:
     depth: int
     tokens: int
     seed: int = 0
+
+    @property
+    def positions(self) -> int:
+        """Positions that the last token attends to, itself included."""
+        return self.depth + len(self.prompt) + self.tokens
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ class DecodeMeasurement:
 def measure_decode(
     decoder: Decoder,
     workload: Workload,
-    check: Callable[[Decoder, Sequence[int], Cache | None], DecodeEvidence],
+    check: Check,
     *,
     instruments: Instruments | None = None,
     rule: StoppingRule | None = None,
@@ -135,88 +143,142 @@ def measure_decode(
     rule = rule or StoppingRule()
     instruments = instruments or HostInstruments()
     with measuring(decoder.device_id):
-        cache = seeded_cache(decoder, workload)
-        restart(decoder, cache)
-        tokens = decoder.generate(workload.prompt, workload.tokens)
-        ids = [*workload.prompt, *tokens]
-        evidence = check(decoder, ids, cache)
-        if not evidence.verdict.accepted:
-            raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
-        restart(decoder, cache)
-        del cache
-        timed = _Timed(decoder, workload, tokens, evidence.candidate_logits)
-        timed.every_row()
-        timed.one_pass()  # warm-up: its samples are not kept, its results are checked
-        instruments.begin()
-        samples: list[float] = []
-        start = time.monotonic()
-        reason = None
-        while reason is None:
-            samples += instruments.undisturbed(timed.one_pass)
-            reason = rule.ends(samples, time.monotonic() - start)
+        run = guarded_run(decoder, workload, check)
+        samples, stopped_by = sample(run, instruments, rule)
         memory = instruments.memory()
-        energy = instruments.joules_per_sample(timed.one_pass)
+        energy = instruments.joules_per_sample(run.one_pass)
         bandwidth = instruments.read_bandwidth()
     return DecodeMeasurement(
-        time=Measurement.accept(samples, "ms/token", evidence),
+        time=Measurement.accept(samples, "ms/token", run.evidence),
         workload=workload,
-        tokens=tuple(tokens),
-        stopped_by=reason,
+        tokens=tuple(run.tokens),
+        stopped_by=stopped_by,
         memory=memory,
         memory_allowed=_allowed(decoder, workload),
         energy=energy,
-        traffic=token_traffic(decoder.model, decoder.backend, workload.depth + len(ids)),
+        traffic=token_traffic(decoder.model, decoder.backend, workload.positions),
         bandwidth=bandwidth,
         conditions=instruments.to_json(),
-        ran={
-            **decoder.ran(),
-            "model": decoder.model.name,
-            "model_fingerprint": decoder.model.fingerprint,
-            "numerics": decoder.numerics.name,
-            **provenance(),
-        },
+        ran=what_ran(decoder),
     )
 
 
-class _Timed:
-    """One pass after the other over the guarded tokens, each checked after it was timed."""
+def guarded_run(
+    decoder: Decoder, workload: Workload, check: Check, *, unguarded: bool = False
+) -> GuardedRun:
+    """Decode and guard; what comes back repeats the guarded tokens, each pass held against them.
+
+    ``unguarded`` goes on where the guard rejects: its evidence then says so, and passes that
+    differ are noted (``GuardedRun.differences``) instead of refused.
+
+    Raises
+    ------
+    Rejected
+        Where the guard rejects.
+
+    """
+    cache = seeded_cache(decoder, workload)
+    restart(decoder, cache)
+    tokens = decoder.generate(workload.prompt, workload.tokens)
+    evidence = check(decoder, [*workload.prompt, *tokens], cache)
+    if not (evidence.verdict.accepted or unguarded):
+        raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
+    restart(decoder, cache)
+    return GuardedRun(decoder, workload, tokens, evidence, unguarded=unguarded)
+
+
+def sample(
+    run: GuardedRun, instruments: Instruments, rule: StoppingRule
+) -> tuple[list[float], str]:
+    """Time passes until the rule ends it: milliseconds of each token, and why it ended."""
+    run.every_row()
+    run.one_pass()  # warm-up: its samples are not kept, its results are checked
+    instruments.begin()
+    samples: list[float] = []
+    start = time.monotonic()
+    reason = None
+    while reason is None:
+        samples += instruments.undisturbed(run.one_pass)
+        reason = rule.ends(samples, time.monotonic() - start)
+    return samples, reason
+
+
+def what_ran(decoder: Decoder) -> dict[str, object]:
+    """Say what computed on what, and of which commit."""
+    return {
+        **decoder.ran(),
+        "model": decoder.model.name,
+        "model_fingerprint": decoder.model.fingerprint,
+        "numerics": decoder.numerics.name,
+        **provenance(),
+    }
+
+
+class GuardedRun:
+    """One pass after the other over the guarded tokens, each checked after it was timed.
+
+    Attributes
+    ----------
+    decoder, workload
+        What runs, and on what.
+    tokens
+        Those decoded behind the prompt.
+    evidence
+        What the guard saw of them.
+    differences
+        Of an unguarded run: how passes differed from what the guard saw.
+
+    """
 
     def __init__(
         self,
         decoder: Decoder,
         workload: Workload,
         tokens: Sequence[int],
-        logits: NDArray[np.float32],
+        evidence: DecodeEvidence,
+        *,
+        unguarded: bool = False,
     ) -> None:
-        self._decoder, self._prompt, self._depth = decoder, workload.prompt, workload.depth
-        self._tokens, self._logits = tokens, logits[len(workload.prompt) - 1 :]
+        self.decoder, self.workload = decoder, workload
+        self.tokens, self.evidence, self._unguarded = tokens, evidence, unguarded
+        self.differences: list[str] = []
+        self._logits = evidence.candidate_logits[len(workload.prompt) - 1 :]
         self._chosen = [int(row.argmax()) for row in self._logits]
 
     def every_row(self) -> None:
         """Step by step, untimed: every row of logits is compared."""
-        self._decoder.rewind(self._depth)
-        self._compare(self._by_host())
+        self.stepped(self.decoder.step)
+
+    def stepped(self, step: Callable[[int], NDArray[np.float32]]) -> list[float]:
+        """Decode by ``step``, timed by the host; milliseconds of each token, argmax included.
+
+        Every row of logits is compared.
+        """
+        self.decoder.rewind(self.workload.depth)
+        seen = self._by_host(step)
+        self._compare(seen)
+        return seen.milliseconds
 
     def one_pass(self) -> list[float]:
         """Time each token of the decode, argmax included; milliseconds.
 
         The prompt is not timed: prefill is another workload.
         """
-        self._decoder.rewind(self._depth)
-        if isinstance(self._decoder, DeviceTimed):
-            seen = self._decoder.timed_pass(self._prompt, len(self._tokens))
+        self.decoder.rewind(self.workload.depth)
+        if isinstance(self.decoder, DeviceTimed):
+            seen = self.decoder.timed_pass(self.workload.prompt, len(self.tokens))
         else:
-            seen = self._by_host()
+            seen = self._by_host(self.decoder.step)
         self._compare(seen)
         return seen.milliseconds
 
-    def _by_host(self) -> TimedPass:
+    def _by_host(self, step: Callable[[int], NDArray[np.float32]]) -> TimedPass:
         """A token is not decoded before its id is known: the argmax is part of the time."""
-        for token in self._prompt:
-            got = self._decoder.step(token)
+        for token in self.workload.prompt:
+            got = step(token)
         rows, chosen = [got], [int(got.argmax())]
-        times, step = [], self._decoder.step
-        for token in self._tokens:
+        times = []
+        for token in self.tokens:
             start = time.perf_counter_ns()
             got = step(token)
             best = int(got.argmax())
@@ -237,13 +299,15 @@ class _Timed:
             for index, row in seen.logits.items()
             if row.tobytes() != self._logits[index].tobytes()
         ]
-        if wrong or len(self._tokens) not in seen.logits:
-            raise Rejected(
-                [
-                    "the timed run computed something else than the guarded run: logits differ at "
-                    f"position {len(self._prompt) - 1 + min(wrong, default=len(self._tokens))}"
-                ]
+        if wrong or len(self.tokens) not in seen.logits:
+            reason = (
+                "the timed run computed something else than the guarded run: logits differ at "
+                f"position {len(self.workload.prompt) - 1 + min(wrong, default=len(self.tokens))}"
             )
+            if not self._unguarded:
+                raise Rejected([reason])
+            if reason not in self.differences:
+                self.differences.append(reason)
 
 
 def restart(decoder: Decoder, cache: Cache | None) -> None:
@@ -256,8 +320,8 @@ def restart(decoder: Decoder, cache: Cache | None) -> None:
 def _allowed(decoder: Decoder, workload: Workload) -> int:
     """Weights and the cache of the run's positions, rounded up to 256: what memory is judged by."""
     per_position = decoder.cache_bytes // decoder.capacity
-    positions = workload.depth + len(workload.prompt) + workload.tokens
-    return decoder.model.weight_bytes + per_position * (-(-positions // _ROUNDED_UP) * _ROUNDED_UP)
+    rounded_up = -(-workload.positions // _ROUNDED_UP) * _ROUNDED_UP
+    return decoder.model.weight_bytes + per_position * rounded_up
 
 
 def seeded_cache(decoder: Decoder, workload: Workload) -> Cache | None:

@@ -85,7 +85,9 @@ def test_a_decoder_that_is_one_bit_off_when_timed_is_caught(decoder):
 @pytest.mark.parametrize("plant", ["cached_output", "nan", "drop_lowest_expert"])
 def test_a_rejected_decode_is_never_timed(tiny_path, plant, monkeypatch):
     decoder = open_decoder(open_model(tiny_path), backend="cpu", capacity=64, plant=plant)
-    monkeypatch.setattr("harness.meter.decode._Timed.one_pass", lambda _self: pytest.fail("timed"))
+    monkeypatch.setattr(
+        "harness.meter.decode.GuardedRun.one_pass", lambda _self: pytest.fail("timed")
+    )
     with pytest.raises(Rejected):
         measure_decode(decoder, WORKLOAD, check, rule=RULE)
 
