@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from harness.model import Model
     from harness.numerics import Numerics
 
-_PEERS = ("cpu:f32", "cpu:q8_k")
 
 
 def open_oracle(model: Model, numerics: Numerics, capacity: int, gpu: int = 0) -> Oracle:
@@ -60,16 +59,29 @@ def open_candidate(
 def open_pair(
     model: Model, *, backend: str, numerics: str | None, device: int, against: str, capacity: int
 ) -> tuple[Decoder, Oracle]:
-    """Open a candidate and what it is held against: ``oracle``, ``cpu:f32`` or ``cpu:q8_k``."""
+    """Open a candidate and what it is held against.
+
+    ``against`` is ``oracle`` or ``BACKEND:NUMERICS``: of the CPU, or of the candidate's backend.
+    A CPU decoder keeps its cache as the candidate does, so that the cache is not what differs.
+    """
     candidate = open_decoder(
         model, backend=backend, numerics=numerics, capacity=capacity, device=device
     )
     if against == "oracle":
         return candidate, open_oracle(model, candidate.numerics, capacity, device)
-    if against not in _PEERS:
-        raise BadInput(f"--against {against!r}, expected oracle, {' or '.join(_PEERS)}")
+    backend, colon, name = against.partition(":")
+    if not colon or backend not in ("cpu", candidate.backend):
+        raise BadInput(
+            f"--against {against!r}, expected oracle, cpu:f32, cpu:q8_k or another numerics of "
+            f"the {candidate.backend} backend, as in {candidate.backend}:{candidate.numerics.name}"
+        )
     peer = open_decoder(
-        model, backend="cpu", numerics=against.removeprefix("cpu:"), capacity=capacity
+        model,
+        backend=backend,
+        numerics=name,
+        capacity=capacity,
+        device=device,
+        cache=candidate.numerics.cache if backend == "cpu" else None,
     )
     return candidate, PeerReference(peer, capacity)
 

@@ -58,7 +58,9 @@ class PassEvidence:
     Arrays are ``[layers, positions]`` unless said otherwise. ``attention_rel_l2`` is the error
     of ``post_attn_residual`` relative to what attention added (forced) or to the whole residual
     (free). ``*_row`` are worst rows, ``[layers]``. ``cached_*``: values that a float16 cache was
-    given, and those that the oracle took from the candidate (``guard.replay``).
+    given, and those that the oracle took from the candidate (``guard.replay``). ``routing_margin``:
+    the oracle's logit of its last expert chosen, less that of the best left out; infinite where
+    none is left out.
     """
 
     moe_cosine: NDArray[np.float64]
@@ -69,6 +71,7 @@ class PassEvidence:
     residual_rel_l2: NDArray[np.float64]
     router_weight: NDArray[np.float64]
     router_cosine: NDArray[np.float64]
+    routing_margin: NDArray[np.float64]
     swaps: tuple[Swap, ...]
     final_norm_rel_l2: NDArray[np.float64]  # [positions]
     logits_rel_l2: NDArray[np.float64]  # [positions]
@@ -102,6 +105,7 @@ class LayerEvidence:
     experts_equal: bool
     experts_differ: tuple[Swap, ...]
     router_cosine: float
+    routing_margin: float
 
     def to_json(self) -> dict[str, object]:
         """As DESIGN.md has it; infinities become None, as JSON has none."""
@@ -116,6 +120,7 @@ class LayerEvidence:
                 [*swap.to_json()[:3], finite_or_none(swap.margin)] for swap in self.experts_differ
             ],
             "router_cosine": finite_or_none(self.router_cosine),
+            "routing_margin": finite_or_none(self.routing_margin),
         }
 
 
@@ -178,6 +183,7 @@ class Evidence:
                     not swaps,
                     swaps,
                     float(main.router_cosine[layer].min()),
+                    float(main.routing_margin[layer].min()),
                 )
             )
         return lines
