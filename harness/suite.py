@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from harness.numerics import Numerics
 
 
-
 def open_oracle(model: Model, numerics: Numerics, capacity: int, gpu: int = 0) -> Oracle:
     """Open the oracle that rounds where a numerics does, on a GPU where there is one."""
     device = f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"
@@ -185,7 +184,7 @@ class DecodeSession:
     ) -> None:
         self._model, self._backend, self._numerics = model, chosen_backend(backend), numerics
         self._device, self._plant = device, plant
-        self._watched = _watched(self._backend, device)
+        self._watched = watched_gpu(self._backend, device)
         self._decoder: Decoder | None = None
 
     def __enter__(self) -> Self:
@@ -225,7 +224,7 @@ class DecodeSession:
             self._open(capacity),
             Workload(tuple(prompt), depth, tokens),
             self._check,
-            instruments=_instruments(self._device, self._watched),
+            instruments=instruments_of(self._device, self._watched),
             rule=rule,
         )
 
@@ -259,7 +258,7 @@ class DecodeSession:
             oracle.close()
 
 
-def _watched(backend: str, device: int) -> Gpu | None:
+def watched_gpu(backend: str, device: int) -> Gpu | None:
     """Open the GPU that a decoder will use for NVML, before anything is allocated on it."""
     if backend != "cuda":
         return None
@@ -270,7 +269,8 @@ def _watched(backend: str, device: int) -> Gpu | None:
     return gpu
 
 
-def _instruments(device: int, watched: Gpu | None) -> Instruments:
+def instruments_of(device: int, watched: Gpu | None) -> Instruments:
+    """What a decoder's measurement is read off from; ``watched`` None: on the CPU."""
     if watched is None:
         return HostInstruments()
     from harness.backends.cuda.bandwidth import gpu_read_bandwidth  # noqa: PLC0415

@@ -127,8 +127,8 @@ class PeerReference(Oracle):
         """What the decoder's router saw at its present position."""
         x = normed.astype(np.float64)
         if layer not in self._routers:
-            weights = self.model.layer(layer, "ffn_gate_inp").values()
-            self._routers[layer] = weights.astype(np.float64)
+            router = self.model.layer(layer, "ffn_gate_inp").values()
+            self._routers[layer] = router.astype(np.float64)
         weights = self._routers[layer]
         return Routing(layer, self.position, weights @ x, x, weights, chosen.astype(np.int64))
 

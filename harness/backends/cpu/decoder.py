@@ -230,6 +230,7 @@ class CpuDecoder:
         see("attention", layer, mixed)
         self._mixed.load(mixed)
         out = self._product(weights.output, self._mixed)
+        out = self._decide.attention_out(out, self.model.layer(layer, "attn_output"), mixed)
         see("attn_out", layer, out)
         return out
 
@@ -268,8 +269,7 @@ class CpuDecoder:
         see("moe_router", layer, share)
         see("moe_router_indices", layer, chosen.astype(np.int32))
         down = self._expert_outputs(layer, weights, chosen, see)
-        # One expert after the other, in router order: a BLAS might choose its own.
-        out = (self._decide.mixed(share)[:, None] * down).sum(axis=0)
+        out = self._decide.summed(self._decide.mixed(share), down)
         out = self._decide.moe_out(
             out, self.position, last_layer=layer == self.model.config.layers - 1
         )
@@ -305,7 +305,7 @@ class CpuDecoder:
         see("ffn_gate", layer, gate)
         see("ffn_up", layer, up)
         curved, straight = (up, gate) if self._decide.silu_on_up else (gate, up)
-        silu = curved / (1 + np.exp(-curved))
+        silu = self._decide.silu(curved)
         see("ffn_silu", layer, silu)
         gated = silu * straight
         see("ffn_swigl", layer, gated)
