@@ -180,10 +180,14 @@ def _parity(arguments: argparse.Namespace) -> int:
         data["drift"] = activation_drift(candidate, prompt).to_json()
     found = investigate(candidate, reference, prompt, evidence, asked, windows, arguments.device)
     data |= found.data
+    data["layer_errors"] = data["layer_errors"][start:stop]
     if arguments.picture is not None:
         write_picture(arguments.picture, parity_picture(data))
     lines = parity_lines(evidence, data, range(start, stop))
-    lines += [*findings_lines(data, found.explanation), *verdict_lines(evidence.verdict.to_json())]
+    lines += [
+        *findings_lines(data, found.errors, found.explanation),
+        *verdict_lines(evidence.verdict.to_json()),
+    ]
     _emit(arguments, data, lines)
     return _ACCEPTED if evidence.verdict.accepted else _REJECTED
 

@@ -42,7 +42,7 @@ def parity_picture(data: Mapping[str, Any]) -> str:
                 "layer",
                 [
                     series("smallest of the layer", "routing_margin"),
-                    Series("of swapped sets", swaps),
+                    Series("of swapped sets", swaps, joined=False),
                 ],
                 log=True,
             ),

@@ -172,7 +172,8 @@ class Steps:
         took = min(taken - best, key=lambda i: logits[i])
         dropped = max(best - taken, key=lambda i: logits[i])
         margin = float(logits[dropped] - logits[took])
-        bound = float(limits[dropped] + limits[took]) + self._epsilon
+        # A stable top-k ranks by index what lies within epsilon of the last place, on either side.
+        bound = float(limits[dropped] + limits[took]) + 2 * self._epsilon
         return Choice(
             layer,
             position,

@@ -7,7 +7,7 @@ in shape as well as in colour.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -37,10 +37,14 @@ WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 70, 20, 34, 34
 
 @dataclass(frozen=True)
 class Series:
-    """Points ``(x, y)``; left out where y is None or not finite, or not above 0 on a log axis."""
+    """Points ``(x, y)``; left out where y is None or not finite, or not above 0 on a log axis.
+
+    ``joined``: by a line, in the order of the points.
+    """
 
     name: str
     points: Sequence[tuple[float, float | None]]
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def document(panels: list[Panel], title: str) -> str:
 
 def _panel(panel: Panel) -> str:
     shown = [
-        Series(s.name, [(x, y) for x, y in s.points if _drawable(y, log=panel.log)])
+        replace(s, points=[(x, y) for x, y in s.points if _drawable(y, log=panel.log)])
         for s in panel.series
     ]
     points = [(x, y) for series in shown for x, y in series.points if y is not None]
@@ -130,9 +134,9 @@ def _drawn(series: Series, index: int, xs: _Scale, ys: _Scale) -> list[str]:
     kind = f"s{index % 3}"
     placed = [(xs(x), ys(y)) for x, y in series.points if y is not None]
     line = "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-    parts = [f'<path class="{kind} line" d="M{line}"/>'] if placed else []
+    parts = [f'<path class="{kind} line" d="M{line}"/>'] if placed and series.joined else []
     parts += [_mark(index, x, y, kind) for x, y in placed]
-    at = 300 + 150 * index
+    at = 400 + 150 * index
     parts.append(_mark(index, at, 12, kind))
     parts.append(f'<text x="{at + 8}" y="16">{escape(series.name)}</text>')
     return parts

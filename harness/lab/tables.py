@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from harness.lab.layers import first_divergent
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from harness.lab.explain import Explanation
+    from harness.lab.layers import LayerError
 
 _MOST_SWAPS = 12
 
 
-def findings_lines(data: Mapping[str, Any], explanation: Explanation | None) -> list[str]:
+def findings_lines(
+    data: Mapping[str, Any], errors: list[LayerError], explanation: Explanation | None
+) -> list[str]:
     """Lines of ``parity`` below its table: the first divergent layer, swaps, and what was asked."""
-    lines = [_first(data), *_swaps(data["swaps"])]
+    lines = [_first(errors), *_swaps(data["swaps"])]
     if explanation is not None:
         lines += ["", *explanation.lines(), ""]
     elif "explanation" in data:
@@ -57,20 +62,19 @@ def ladder_lines(data: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _first(data: Mapping[str, Any]) -> str:
-    first = data["first_divergent_layer"]
+def _first(errors: list[LayerError]) -> str:
+    first = first_divergent(errors)
     if first is None:
         return "no layer diverges"
-    error = next(e for e in data["layer_errors"] if e["layer"] == first)
-    born = any(reason.startswith("teacher-forced") for reason in error["reasons"])
-    if error["born_rel_l2"] is None:
+    forced = [reason for reason in first.reasons if reason.startswith("teacher-forced")]
+    if first.born is None:
         where = "free-running alone does not tell whether it is born there"
     else:
-        where = "born there" if born else "inherited"
-    count = sum(e["diverges"] for e in data["layer_errors"])
+        where = "born there" if forced else "inherited"
+    count = sum(error.diverges for error in errors)
     return (
-        f"first divergent layer: {first}, {where}: {error['reasons'][-1 if born else 0]}; "
-        f"{count} of {len(data['layer_errors'])} layers diverge"
+        f"first divergent layer: {first.layer}, {where}: {(forced or first.reasons)[0]}; "
+        f"{count} of {len(errors)} layers diverge"
     )
 
 
