@@ -180,7 +180,7 @@ def _parity(arguments: argparse.Namespace) -> int:
         data["drift"] = activation_drift(candidate, prompt).to_json()
     found = investigate(candidate, reference, prompt, evidence, asked, windows, arguments.device)
     data |= found.data
-    data["layer_errors"] = data["layer_errors"][start:stop]
+    data["layer_errors"] = [error.to_json() for error in found.errors[start:stop]]
     if arguments.picture is not None:
         write_picture(arguments.picture, parity_picture(data))
     lines = parity_lines(evidence, data, range(start, stop))

@@ -113,7 +113,6 @@ def investigate(
     if asked.explain and not evidence.verdict.accepted:
         explanation = explain(candidate, reference, ids, evidence, errors)
     data: dict[str, Any] = {
-        "layer_errors": [error.to_json() for error in errors],
         "first_divergent_layer": None if first is None else first.layer,
         "swaps": [swap_json(name, swap) for name, swap in all_swaps(evidence)],
     }

@@ -292,7 +292,7 @@ def _all_sound(name: str, case: Case, steps: Sequence[str], words: str) -> Findi
     """FALSIFIED, with the step that comes nearest to its limit; INCONCLUSIVE without any."""
     seen = [r for side in case.sides for r in side.steps(*steps) if r.sound]
     if not case.candidate.steps(*steps):
-        return Finding(name, INCONCLUSIVE, None, None, f"{' and '.join(steps)} were not captured")
+        return Finding(name, INCONCLUSIVE, None, None, f"no {' or '.join(steps)} could be judged")
     if not seen:
         return Finding(name, INCONCLUSIVE, None, None, "no step of it is sound")
     nearest = max(seen, key=lambda residual: _share(*_apart(residual)))

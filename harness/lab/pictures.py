@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+_ROUNDING = 2.0**-53  # a cosine of exactly 1 is drawn there: a log axis has no zero
+
+
 def parity_picture(data: Mapping[str, Any]) -> str:
     """Draw cosine by layer, error born against inherited, and routing margins."""
     layers = data["layers"]
@@ -59,7 +62,11 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
     def drift(name: str) -> Series:
         return Series(
             f"from {name}",
-            [(at, 1 - rung["drift"][name]["worst_cosine"]) for at, rung in enumerate(rungs)],
+            [
+                (at, max(_ROUNDING, 1 - rung["drift"][name]["worst_cosine"]))
+                for at, rung in enumerate(rungs)
+            ],
+            joined=False,
         )
 
     times = [
@@ -80,7 +87,7 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
             Panel(
                 "us per token, plain kernels",
                 "",
-                [Series("median", times)],
+                [Series("median", times, joined=False)],
                 height=250,
                 x_labels=names,
             ),

@@ -158,7 +158,7 @@ class Steps:
         """Whether the experts taken are the best by the decoder's own logits; None if so."""
         here = _Here(self._captures[position], layer, position, [])
         normed, ids = here["ffn_norm"], here["moe_router_indices"]
-        if normed is None or ids is None:
+        if normed is None or ids is None or not np.isfinite(normed).all():
             return None
         c = self._model.config
         terms = matrix(self._model.layer(layer, "ffn_gate_inp")) * normed
@@ -345,7 +345,9 @@ class _Here:
         return self._capture[key].astype(np.float64) if key in self._capture else None
 
     def note(self, step: str, got: Floats, truth: Floats, limit: Floats) -> None:
-        """Keep a step's residual."""
+        """Keep a step's residual; of what was handed nothing finite nothing can be said."""
+        if not np.isfinite(truth).any():
+            return
         error, allowed, _ = _apart(got.reshape(truth.shape), truth, limit)
         half = error <= HALF * allowed
         self._found.append(Residual(step, self.layer, self.position, error, allowed, half))
@@ -354,6 +356,8 @@ class _Here:
         self, step: str, tensor: Tensor, expert: int | None, x: Floats, got: Floats
     ) -> None:
         """Keep a product's residual, from activations as they are and rounded."""
+        if not np.isfinite(x).all():
+            return
         weights = matrix(tensor, expert)
         error, limit, worst = _apart(got, *_multiply(weights, x))
         rounded = rounded_limit = None
