@@ -127,10 +127,11 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _parity(arguments: argparse.Namespace) -> int:
+    from harness.files import write_atomically  # noqa: PLC0415
     from harness.guard import guard  # noqa: PLC0415
     from harness.lab.pictures import parity_picture  # noqa: PLC0415
     from harness.lab.tables import findings_lines  # noqa: PLC0415
-    from harness.laboratory import investigate, windows_of, write_picture  # noqa: PLC0415
+    from harness.laboratory import investigate, windows_of  # noqa: PLC0415
     from harness.model.prompts import parse_prompt  # noqa: PLC0415
     from harness.stages import Plan  # noqa: PLC0415
     from harness.stages.plan import parse_layers  # noqa: PLC0415
@@ -182,7 +183,7 @@ def _parity(arguments: argparse.Namespace) -> int:
     data |= found.data
     data["layer_errors"] = [error.to_json() for error in found.errors[start:stop]]
     if arguments.picture is not None:
-        write_picture(arguments.picture, parity_picture(data))
+        write_atomically(arguments.picture, parity_picture(data))
     lines = parity_lines(evidence, data, range(start, stop))
     lines += [
         *findings_lines(data, found.errors, found.explanation),

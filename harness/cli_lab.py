@@ -61,11 +61,13 @@ def asked(arguments: argparse.Namespace) -> Asked:
 
 def run_ladder(arguments: argparse.Namespace, model: Model) -> tuple[dict[str, Any], list[str]]:
     """Climb the ladder; the JSON and its lines."""
+    from harness.files import write_atomically  # noqa: PLC0415
     from harness.lab.pictures import ladder_picture  # noqa: PLC0415
     from harness.lab.tables import ladder_lines  # noqa: PLC0415
-    from harness.laboratory import ladder, write_picture  # noqa: PLC0415
+    from harness.laboratory import ladder  # noqa: PLC0415
     from harness.model.prompts import parse_prompt  # noqa: PLC0415
 
+    _check_device(arguments.device)
     ids = parse_prompt(arguments.prompt, model)
     if not 1 <= arguments.tokens <= model.config.context_length - len(ids):
         raise BadInput(
@@ -80,7 +82,7 @@ def run_ladder(arguments: argparse.Namespace, model: Model) -> tuple[dict[str, A
         progress=lambda line: print(line, file=sys.stderr),
     )
     if arguments.picture is not None:
-        write_picture(arguments.picture, ladder_picture(data))
+        write_atomically(arguments.picture, ladder_picture(data))
     return data, ladder_lines(data)
 
 
@@ -95,12 +97,18 @@ def run_layer(arguments: argparse.Namespace, model: Model) -> tuple[dict[str, An
         raise BadInput(
             f"layer {arguments.layer} does not exist, expected 0 to {model.config.layers - 1}"
         )
+    _check_device(arguments.device)
     ids = parse_prompt(arguments.prompt, model)
     oracle = open_oracle(model, find_numerics("f32"), len(ids), arguments.device)
     view = look_at(oracle, ids, arguments.layer)
     data = view.to_json()
     data["model"] = {"name": model.name, "fingerprint": model.fingerprint}
     return data, view.lines()
+
+
+def _check_device(device: int) -> None:
+    if device < 0:
+        raise BadInput(f"--device {device}, expected a GPU's number, from 0 on")
 
 
 def _picture(sub: argparse.ArgumentParser) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.backends import chosen_backend, open_decoder
 from harness.errors import Rejected
 from harness.guard import guard
+from harness.guard.peer import PeerReference
 from harness.guard.run import tolerance_against
 from harness.lab.explain import explain
 from harness.lab.ladder import Drift, Rung, Track, decoder_track, drift, oracle_track
@@ -29,7 +31,6 @@ from harness.suite import instruments_of, open_oracle, watched_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -87,8 +88,6 @@ def windows_of(model: Model, asked: Asked) -> list[list[int]]:
     """
     if asked.text is None:
         return []
-    from pathlib import Path  # noqa: PLC0415 - the annotation's import is for types alone
-
     text = heldout() if asked.text == HELDOUT else read_text(Path(asked.text))
     return text_windows(model, text, asked.positions)
 
@@ -120,7 +119,7 @@ def investigate(
         data["explanation"] = None if explanation is None else explanation.to_json()
     if asked.canonical or windows:
         truth = reference
-        if not hasattr(reference, "decoder"):
+        if not isinstance(reference, PeerReference):
             reference.close()  # a large model is not held twice
             exact = replace(candidate.numerics, activation="f32", cache="f32")
             truth = open_oracle(candidate.model, exact, asked.capacity(len(ids)), device)
@@ -133,13 +132,6 @@ def investigate(
     else:
         reference.close()
     return Findings(errors, explanation, data)
-
-
-def write_picture(path: Path, picture: str) -> None:
-    """Write an SVG."""
-    from harness.files import write_atomically  # noqa: PLC0415
-
-    write_atomically(path, picture)
 
 
 # -- the ladder ------------------------------------------------------------------------------------

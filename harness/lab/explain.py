@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.guard.distance import finite_or_none
+from harness.guard.peer import PeerReference
 from harness.lab.hypotheses import (
     CONFIRMED,
     PRODUCTS,
@@ -123,13 +124,14 @@ def explain(
     truths = reference.run(ids, plan).captures
     model = reference.model
     behind = first_divergent(errors) is None
-    peer = getattr(reference, "decoder", None)
-    cache = reference.cache if peer is None else peer.numerics.cache
+    peer = reference.decoder.numerics if isinstance(reference, PeerReference) else None
+    cache = reference.cache if peer is None else peer.cache
+    peer_epsilon = 0.0 if peer is None else peer.top_k_epsilon
     name = f"{candidate.backend}:{candidate.numerics.name}"
     numerics = candidate.numerics
     sides = [
         _side(name, Steps(model, captures, numerics.cache, numerics.top_k_epsilon), places, behind),
-        _side(reference.name, Steps(model, truths, cache), places, behind),
+        _side(reference.name, Steps(model, truths, cache, peer_epsilon), places, behind),
     ]
     main = evidence.decisive
     case = Case(model, layers, sides[0], sides[1], main.swaps, main.moe_cosine.size)

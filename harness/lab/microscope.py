@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SAMPLED = 1 << 18  # values of a tensor: whole rows, evenly spread
 # Bins of the histograms, in root mean squares; what lies beyond is in the outer ones.
 EDGES = (-math.inf, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, math.inf)
+_OUTLIER = 3.5
+_NORMAL_MAD = 0.6745  # median absolute deviation of a normal distribution of deviation 1
 _STAGES = frozenset({"ffn_swigl", "ffn_out", "moe_router", "moe_router_indices", "moe_ffn_out"})
 
 
@@ -59,17 +61,32 @@ class ExpertOutput:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A figure of the layer beside those of all others."""
+    """A figure of the layer beside those of all others.
+
+    ``score`` is its distance from their median in median absolute deviations, scaled to standard
+    deviations of a normal distribution. Outside all others' range lies every 24th figure of a
+    layer of 48 by chance alone; a score above 3.5 is an outlier (Iglewicz and Hoaglin 1993).
+    """
 
     what: str
     value: float
     least: float
     most: float
+    score: float
+
+    @classmethod
+    def of(cls, what: str, value: float, others: Sequence[float]) -> Statistic:
+        """Hold a figure against those of the other layers."""
+        middle = float(np.median(others))
+        spread = float(np.median(np.abs(np.array(others) - middle))) / _NORMAL_MAD
+        away = abs(value - middle)
+        score = away / spread if spread > 0 else 0.0 if away == 0 else math.inf
+        return cls(what, value, min(others), max(others), score)
 
     @property
     def special(self) -> bool:
-        """Whether it lies outside all others' range."""
-        return not self.least <= self.value <= self.most
+        """Whether it is an outlier, and outside all others' range."""
+        return not self.least <= self.value <= self.most and self.score > _OUTLIER
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,7 @@ class LayerView:
                     "value": finite_or_none(s.value),
                     "others_least": finite_or_none(s.least),
                     "others_most": finite_or_none(s.most),
+                    "score": finite_or_none(s.score),
                     "special": s.special,
                 }
                 for s in self.statistics
@@ -124,8 +142,8 @@ class LayerView:
             for e in self.experts
         ]
         lines += [
-            f"{s.what}: {s.value:.4g}, other layers {s.least:.4g} to {s.most:.4g}"
-            + (" SPECIAL" if s.special else "")
+            f"{s.what}: {s.value:.4g}, other layers {s.least:.4g} to {s.most:.4g}, score "
+            f"{s.score:.1f}" + (" SPECIAL" if s.special else "")
             for s in self.statistics
         ]
         special = [s.what for s in self.statistics if s.special]
@@ -145,7 +163,7 @@ def look_at(oracle: Oracle, ids: Sequence[int], layer: int) -> LayerView:
             figures[index][what] for index in layers if index != layer and what in figures[index]
         ]
         if others:
-            statistics.append(Statistic(what, value, min(others), max(others)))
+            statistics.append(Statistic.of(what, value, others))
     return LayerView(
         layer,
         tuple(_tensor_values(tensor, layer) for tensor in _tensors(model, layer)),
