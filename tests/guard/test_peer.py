@@ -1,21 +1,20 @@
 """A peer in the oracle's place: a cache like the candidate's, replay, and teeth."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from harness.backends import PLANTS, open_decoder
+from harness.backends import open_decoder
 from harness.backends.cpu.decoder import CpuDecoder
 from harness.decoder import Instructed
 from harness.guard import guard
 from harness.guard.faults import FAULTS, seeded_prompts
 from harness.guard.peer import PeerReference
 from harness.numerics import CUDA_NUMERICS, NUMERICS
+from harness.stages import Capture, Plan
 from harness.suite import open_pair
 
 POSITIONS = 8
-HALVES = replace(CUDA_NUMERICS["quad"])  # what a GPU computes with, here in the CPU's decoder
+HALVES = CUDA_NUMERICS["quad"]  # what a GPU computes with, here in the CPU decoder
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,6 @@ def test_a_peers_tolerance_has_teeth(small_model, ids, told):
         if evidence.verdict.accepted:
             accepted.append(fault.name)
     assert accepted == []
-    assert PLANTS
 
 
 def test_the_tolerance_of_a_peer_is_the_sum_where_the_formats_are_one(small_model):
@@ -97,3 +95,31 @@ def test_open_pair_takes_another_numerics_of_the_same_backend(small_model):
         small_model, backend="cpu", numerics="q8_k", device=0, against="cpu:f32", capacity=1
     )
     assert reference.name == "cpu:f32"
+
+
+def test_a_decoder_that_is_told_takes_those_experts_with_its_own_weights(small_model):
+    decoder = open_decoder(small_model, backend="cpu", capacity=1)
+    c = small_model.config
+    plan = Plan(frozenset({"moe_router", "moe_router_indices", "moe_ffn_out"}))
+    plain, seen = Capture(plan), Capture(plan)
+    before = decoder.step(3, plain)
+
+    class Told:  # has no word on the cache: a float32 one has nothing to decide
+        def experts(self, layer, normed, chosen):
+            assert normed.shape == (c.hidden,)
+            other = next(e for e in range(c.experts) if e not in chosen)
+            return np.array([other, *chosen[:-1]]) if layer == 1 else None
+
+    decoder.reset()
+    decoder.decisions = Told()
+    decoder.step(3, seen)
+    own, told = plain["moe_router_indices", 1], seen["moe_router_indices", 1]
+    assert set(told) - set(own)
+    assert set(own[:-1]) < set(told)
+    weights = seen["moe_router", 1]
+    assert weights.sum() == pytest.approx(1)
+    assert (np.diff(weights) <= 0).all()
+    assert (seen["moe_ffn_out", 0] == plain["moe_ffn_out", 0]).all()
+    decoder.decisions = None
+    decoder.reset()
+    assert decoder.step(3).tobytes() == before.tobytes()
