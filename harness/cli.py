@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import __version__
+from harness import __version__, cli_lab
 from harness.cli_profile import add_options
 from harness.errors import BadInput, Rejected
 
@@ -128,12 +128,16 @@ def _decode(arguments: argparse.Namespace) -> int:
 
 
 def _parity(arguments: argparse.Namespace) -> int:
+    from harness.files import write_atomically  # noqa: PLC0415
     from harness.guard import guard  # noqa: PLC0415
+    from harness.lab.pictures import parity_picture  # noqa: PLC0415
+    from harness.lab.tables import findings_lines  # noqa: PLC0415
+    from harness.laboratory import investigate, windows_of  # noqa: PLC0415
     from harness.model.prompts import parse_prompt  # noqa: PLC0415
     from harness.stages import Plan  # noqa: PLC0415
     from harness.stages.plan import parse_layers  # noqa: PLC0415
     from harness.suite import activation_drift, open_pair  # noqa: PLC0415
-    from harness.tables import parity_lines  # noqa: PLC0415
+    from harness.tables import parity_lines, verdict_lines  # noqa: PLC0415
 
     model = _open(arguments.model)
     last = model.config.layers
@@ -146,13 +150,15 @@ def _parity(arguments: argparse.Namespace) -> int:
     if arguments.dump is not None and arguments.mode == "forced":
         raise BadInput("--dump writes the free-running pass, which --mode forced leaves out")
     prompt = parse_prompt(_prompt(arguments, model), model)
+    asked = cli_lab.asked(arguments)
+    windows = windows_of(model, asked)
     candidate, reference = open_pair(
         model,
         backend=arguments.backend,
         numerics=arguments.numerics,
         device=arguments.device,
         against=arguments.against,
-        capacity=len(prompt),
+        capacity=asked.capacity(len(prompt)),
     )
 
     def dump(got: list[Capture], truth: list[Capture]) -> None:
@@ -174,7 +180,17 @@ def _parity(arguments: argparse.Namespace) -> int:
     data["layers"] = [line.to_json() for line in evidence.layers[start:stop]]
     if "free" not in evidence.judged and arguments.mode != "forced":
         data["drift"] = activation_drift(candidate, prompt).to_json()
-    _emit(arguments, data, parity_lines(evidence, data, range(start, stop)))
+    found = investigate(candidate, reference, prompt, evidence, asked, windows, arguments.device)
+    data |= found.data
+    data["layer_errors"] = [error.to_json() for error in found.errors[start:stop]]
+    if arguments.picture is not None:
+        write_atomically(arguments.picture, parity_picture(data))
+    lines = parity_lines(evidence, data, range(start, stop))
+    lines += [
+        *findings_lines(data, found.errors, found.explanation),
+        *verdict_lines(evidence.verdict.to_json()),
+    ]
+    _emit(arguments, data, lines)
     return _ACCEPTED if evidence.verdict.accepted else _REJECTED
 
 
@@ -238,6 +254,18 @@ def _profile(arguments: argparse.Namespace) -> int:
     from harness.cli_profile import Shared, profile  # noqa: PLC0415
 
     return profile(arguments, Shared(_open, _prompt, _emit))
+
+
+def _ladder(arguments: argparse.Namespace) -> int:
+    data, lines = cli_lab.run_ladder(arguments, _open(arguments.model))
+    _emit(arguments, data, lines)
+    accepted = all(rung["verdict"]["accepted"] for rung in data["rungs"])
+    return _ACCEPTED if accepted else _REJECTED
+
+
+def _layer(arguments: argparse.Namespace) -> int:
+    _emit(arguments, *cli_lab.run_layer(arguments, _open(arguments.model)))
+    return _ACCEPTED
 
 
 def _machine(arguments: argparse.Namespace) -> int:
@@ -392,12 +420,21 @@ def _parser() -> argparse.ArgumentParser:
 
     parity = command("parity", _parity, "the layer table: candidate against reference")
     decoder_arguments(parity)
-    parity.add_argument("--against", default="oracle", help="oracle, cpu:f32 or cpu:q8_k")
+    parity.add_argument("--against", default="oracle", help="oracle, or BACKEND:NUMERICS")
     parity.add_argument("--mode", default="both", help="free, forced or both")
     parity.add_argument("--prompt", metavar="NAME|IDS|TEXT")
     parity.add_argument("--dump", type=Path, metavar="DIR", help="write APRT files there")
     parity.add_argument("--stages", default="all", metavar="PLAN", help="stages to dump")
     parity.add_argument("--layers", metavar="A..B", help="layers to show and dump")
+    cli_lab.parity_arguments(parity)
+
+    ladder = command("ladder", _ladder, "which rounding choice costs what: drift and time")
+    model_argument(ladder)
+    cli_lab.ladder_arguments(ladder)
+
+    layer = command("layer", _layer, "one layer under the microscope: is it special?")
+    model_argument(layer)
+    cli_lab.layer_arguments(layer)
 
     diff = command("diff", _diff, "compare two dumps, stage by stage")
     diff.add_argument("first", type=Path, metavar="DIR")

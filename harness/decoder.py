@@ -158,6 +158,28 @@ class FamilyTimed(Decoder, Protocol):
         """Open the clock of the last step, which decoded ``token``."""
 
 
+class Decisions(Protocol):
+    """What a decoder may be told where rounding alone decides either way."""
+
+    def experts(
+        self, layer: int, normed: NDArray[np.float32], chosen: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """Which experts to take, ids ``[top_k]`` in any order; None for those it has chosen.
+
+        ``normed`` ``[hidden]`` is what the router's logits come from.
+        """
+
+    def cached(self, layer: int, own: NDArray[np.float32]) -> NDArray[np.floating] | None:
+        """What a float16 cache keeps; None to round ``own``, ``[2, kv_heads, head_dim]``."""
+
+
+@runtime_checkable
+class Instructed(Protocol):
+    """A decoder that can be told; ``decisions`` None leaves everything to itself."""
+
+    decisions: Decisions | None
+
+
 # -- what every decoder refuses ----------------------------------------------------------------
 
 

@@ -169,3 +169,8 @@ def find_numerics(name: str | None, backend: str = "cpu") -> Numerics:
             f"{', '.join(known)}"
         )
     return known[name]
+
+
+def all_numerics(backend: str) -> tuple[Numerics, ...]:
+    """Every numerics of a backend, its default first."""
+    return tuple(_BY_BACKEND[backend].values())

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from harness.numerics import Numerics
     from harness.profile import Recording
 
-_PEERS = ("cpu:f32", "cpu:q8_k")
-
 
 def open_oracle(model: Model, numerics: Numerics, capacity: int, gpu: int = 0) -> Oracle:
     """Open the oracle that rounds where a numerics does, on a GPU where there is one.
@@ -76,16 +74,29 @@ def open_candidate(
 def open_pair(
     model: Model, *, backend: str, numerics: str | None, device: int, against: str, capacity: int
 ) -> tuple[Decoder, Oracle]:
-    """Open a candidate and what it is held against: ``oracle``, ``cpu:f32`` or ``cpu:q8_k``."""
+    """Open a candidate and what it is held against.
+
+    ``against`` is ``oracle`` or ``BACKEND:NUMERICS``: of the CPU, or of the candidate's backend.
+    A CPU decoder keeps its cache as the candidate does, so that the cache is not what differs.
+    """
     candidate = open_decoder(
         model, backend=backend, numerics=numerics, capacity=capacity, device=device
     )
     if against == "oracle":
         return candidate, open_oracle(model, candidate.numerics, capacity, device)
-    if against not in _PEERS:
-        raise BadInput(f"--against {against!r}, expected oracle, {' or '.join(_PEERS)}")
+    backend, colon, name = against.partition(":")
+    if not colon or backend not in ("cpu", candidate.backend):
+        raise BadInput(
+            f"--against {against!r}, expected oracle, cpu:f32, cpu:q8_k or another numerics of "
+            f"the {candidate.backend} backend, as in {candidate.backend}:{candidate.numerics.name}"
+        )
     peer = open_decoder(
-        model, backend="cpu", numerics=against.removeprefix("cpu:"), capacity=capacity
+        model,
+        backend=backend,
+        numerics=name,
+        capacity=capacity,
+        device=device,
+        cache=candidate.numerics.cache if backend == "cpu" else None,
     )
     return candidate, PeerReference(peer, capacity)
 
@@ -189,7 +200,7 @@ class DecodeSession:
     ) -> None:
         self._model, self._backend, self._numerics = model, chosen_backend(backend), numerics
         self._device, self._plant = device, plant
-        self._watched = _watched(self._backend, device)
+        self._watched = watched_gpu(self._backend, device)
         self._decoder: Decoder | None = None
 
     def __enter__(self) -> Self:
@@ -287,12 +298,7 @@ class DecodeSession:
         return capacity
 
     def _instruments(self) -> Instruments:
-        if self._watched is None:
-            return HostInstruments()
-        from harness.backends.cuda.bandwidth import gpu_read_bandwidth  # noqa: PLC0415
-        from harness.backends.cuda.gpu import open_gpu  # noqa: PLC0415
-
-        return GpuInstruments(self._watched, lambda: gpu_read_bandwidth(open_gpu(self._device)))
+        return instruments_of(self._device, self._watched)
 
     def _open(self, capacity: int) -> Decoder:
         """Open a decoder of that capacity, with the last one's weights; the last one is closed."""
@@ -324,7 +330,7 @@ class DecodeSession:
             oracle.close()
 
 
-def _watched(backend: str, device: int) -> Gpu | None:
+def watched_gpu(backend: str, device: int) -> Gpu | None:
     """Open the GPU that a decoder will use for NVML, before anything is allocated on it."""
     if backend != "cuda":
         return None
@@ -333,3 +339,13 @@ def _watched(backend: str, device: int) -> Gpu | None:
     gpu = Gpu.open(find_gpu(device).uuid)
     gpu.memory_baseline()
     return gpu
+
+
+def instruments_of(device: int, watched: Gpu | None) -> Instruments:
+    """What a decoder's measurement is read off from; ``watched`` None: on the CPU."""
+    if watched is None:
+        return HostInstruments()
+    from harness.backends.cuda.bandwidth import gpu_read_bandwidth  # noqa: PLC0415
+    from harness.backends.cuda.gpu import open_gpu  # noqa: PLC0415
+
+    return GpuInstruments(watched, lambda: gpu_read_bandwidth(open_gpu(device)))

@@ -30,18 +30,22 @@ def decode_lines(data: Mapping[str, Any]) -> list[str]:
     if data["energy_joules_per_token"] is not None:
         lines.append(f"{data['energy_joules_per_token']:.3f} J/token")
     lines.append(f"ran on {ran['backend']}, {ran['device']}, {ran['numerics']}")
-    return [*lines, *_verdict(data["verdict"])]
+    return [*lines, *verdict_lines(data["verdict"])]
 
 
 def parity_lines(evidence: Evidence, data: Mapping[str, Any], shown: Iterable[int]) -> list[str]:
-    """Lines of the ``parity`` command: all layers shown, whether they pass or not."""
+    """Lines of the ``parity`` command: all layers shown, whether they pass or not.
+
+    ``born`` is the teacher-forced error, ``inherited`` what the free-running one has above it.
+    """
     lines = [
         f"{evidence.backend}:{evidence.numerics} against {evidence.reference}, "
         f"{len(evidence.prompt_ids)} positions, judged {' and '.join(evidence.judged)}",
-        f"{'layer':>5} {'free cosine':>12} {'free rel_l2':>12} {'forced cosine':>14} "
-        f"{'forced rel_l2':>14} {'router cosine':>14}  experts",
+        f"{'layer':>5} {'free cosine':>12} {'free rel_l2':>11} {'forced cosine':>13} "
+        f"{'born':>9} {'inherited':>9} {'router cosine':>13} {'margin':>9}  experts",
     ]
     layers = evidence.layers
+    inherited = {error["layer"]: error["inherited_rel_l2"] for error in data["layer_errors"]}
     for index in shown:
         line = layers[index]
         experts = "equal"
@@ -52,8 +56,9 @@ def parity_lines(evidence: Evidence, data: Mapping[str, Any], shown: Iterable[in
             )
         lines.append(
             f"{line.layer:>5} {_figure(line.moe_ffn_out_cosine, '12.9f')} "
-            f"{_figure(line.moe_ffn_out_rel_l2, '12.2e')} {_figure(line.forced_cosine, '14.9f')} "
-            f"{_figure(line.forced_rel_l2, '14.2e')} {line.router_cosine:14.9f}  {experts}"
+            f"{_figure(line.moe_ffn_out_rel_l2, '11.2e')} {_figure(line.forced_cosine, '13.9f')} "
+            f"{_figure(line.forced_rel_l2, '9.2e')} {_figure(inherited[index], '9.2e')} "
+            f"{line.router_cosine:13.9f} {line.routing_margin:9.2e}  {experts}"
         )
     argmax = data["argmax"]
     lines.append(
@@ -68,7 +73,7 @@ def parity_lines(evidence: Evidence, data: Mapping[str, Any], shown: Iterable[in
             f"{drift['format_alone_worst_cosine']:.6f}; attributed to: {drift['attributed_to']}"
         )
     lines.append(f"worst: {evidence.worst.what} ({evidence.distance:.3g} of its limit)")
-    return [*lines, *_verdict(data["verdict"])]
+    return lines
 
 
 def fault_lines(proof: Proof) -> list[str]:
@@ -98,7 +103,7 @@ def diff_lines(result: Comparison) -> list[str]:
     return [
         *(difference.line() for difference in result.differences),
         *(verdict.lines()[0] for verdict in result.verdicts),
-        *_verdict(result.to_json()),
+        *verdict_lines(result.to_json()),
     ]
 
 
@@ -107,7 +112,8 @@ def _figure(value: float | None, form: str) -> str:
     return "-".rjust(width) if value is None else format(value, form)
 
 
-def _verdict(verdict: Mapping[str, Any]) -> list[str]:
+def verdict_lines(verdict: Mapping[str, Any]) -> list[str]:
+    """Accepted, or rejected and why."""
     if verdict["accepted"]:
         return ["verdict: ACCEPTED"]
     return ["verdict: REJECTED", *(f"  {reason}" for reason in verdict["reasons"])]

@@ -84,6 +84,45 @@ def test_parity_against_another_activation_format_is_rejected_with_status_1(caps
     assert data["verdict"]["reasons"]
 
 
+def test_parity_finds_out_what_it_is_asked(tmp_path, capsys):
+    picture = tmp_path / "parity.svg"
+    more = ["--explain", "--canonical", "--text", "--positions", 24, "--picture", picture]
+    rounded = ["--against", "cpu:q8_k", "--layers", "0..3"]
+    status, data = run_json(capsys, "parity", "--prompt", "1,2,3,4", *rounded, *more)
+    assert status == 1
+    assert data["explanation"]["causes"] == ["activation format"]
+    assert data["first_divergent_layer"] == 0
+    assert [error["layer"] for error in data["layer_errors"]] == [0, 1, 2]
+    assert all(error["born_rel_l2"] > 1e-3 for error in data["layer_errors"])
+    assert all(line["routing_margin"] > 0 for line in data["layers"])
+    assert data["canonical"]["reference"] == data["text"]["reference"] == "cpu:q8_k"
+    assert data["text"]["positions"] == 24
+    assert data["text"]["kl_nats"]["mean"] > 1e-6
+    assert picture.read_text().startswith("<svg")
+    assert run("parity", "--prompt", "1,2,3", "--explain", "--canonical") == 0
+    out = capsys.readouterr().out
+    assert "no layer diverges" in out
+    assert "there is no divergence to explain" in out
+    assert "2 of 2 next tokens agree: BENIGN" in out
+
+
+def test_layer_answers_whether_it_is_special(capsys):
+    status, data = run_json(capsys, "layer", "--layer", 2, "--prompt", "1,2,3")
+    assert status == 0
+    assert data["schema"] == "moe-harness/layer/1"
+    assert sum(expert["tokens"] for expert in data["experts"]) == 4 * 3
+    assert run("layer", "--layer", 2, "--prompt", "1,2,3") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("layer 2 is ")
+
+
+def test_ladder_climbs_both_rungs_of_the_cpu(tmp_path, capsys):
+    out = tmp_path / "ladder.json"
+    short = ["--backend", "cpu", "--prompt", "1,2,3", "--tokens", 2]
+    assert run("ladder", *short, "--json", out, "--picture", tmp_path / "ladder.svg") == 0
+    assert [rung["numerics"] for rung in json.loads(out.read_text())["rungs"]] == ["f32", "q8_k"]
+    assert "us/token" in capsys.readouterr().out
+
+
 def test_dump_and_diff(tmp_path, capsys):
     dump = tmp_path / "dump"
     assert (
@@ -117,6 +156,13 @@ BAD = {
     "layers beyond the last": ["parity", "--layers", "0..999"],
     "layer beyond the last": ["tensors", "--layer", "999"],
     "unknown reference": ["parity", "--against", "gpu"],
+    "unknown numerics of the reference": ["parity", "--against", "cpu:f8"],
+    "reference of another backend": ["parity", "--backend", "cpu", "--against", "cuda:f32"],
+    "no such text": ["parity", "--prompt", "1,2", "--text", "nowhere.txt"],
+    "no positions": ["parity", "--prompt", "1,2", "--positions", "0"],
+    "picture nowhere": ["parity", "--prompt", "1,2", "--picture", "/proc/nowhere/x.svg"],
+    "nothing to climb with": ["ladder", "--tokens", "0"],
+    "a layer that is not there": ["layer", "--layer", "8"],
     "unknown mode": ["parity", "--mode", "loose"],
     "depth beyond the context": ["decode", "--depth", "1000000"],
     "diff of nothing": ["diff", "nowhere", "nowhere"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.backends.cpu.faults import PLANTS
@@ -25,6 +26,7 @@ def open_decoder(
     capacity: int = 1024,
     device: int = 0,
     plant: str | None = None,
+    cache: str | None = None,
 ) -> Decoder:
     """Open a decoder.
 
@@ -43,6 +45,8 @@ def open_decoder(
         Which GPU, for backends that run on one.
     plant
         A fault of ``PLANTS`` to plant, None for none.
+    cache
+        ``f32`` or ``f16``: what keys and values are kept in; None: as the numerics has it.
 
     Raises
     ------
@@ -56,6 +60,8 @@ def open_decoder(
     """
     chosen = chosen_backend(backend)
     rounding = find_numerics(numerics, chosen)
+    if cache is not None:
+        rounding = replace(rounding, cache=cache)
     if chosen == "cpu":
         # Imported here, because it compiles.
         from harness.backends.cpu.decoder import CpuDecoder  # noqa: PLC0415

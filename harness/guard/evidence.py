@@ -61,6 +61,8 @@ class PassEvidence:
     given, and those that the oracle took from the candidate (``guard.replay``). Of the candidate
     alone: ``router_sum`` is what its k weights sum to; ``non_finite`` counts the values of every
     required stage that are NaN or infinite; ``lengths`` are values a position, by stage.
+    ``routing_margin``: the oracle's logit of its last expert chosen, less that of the best left
+    out; infinite where none is left out.
     """
 
     moe_cosine: NDArray[np.float64]
@@ -71,6 +73,7 @@ class PassEvidence:
     residual_rel_l2: NDArray[np.float64]
     router_weight: NDArray[np.float64]
     router_cosine: NDArray[np.float64]
+    routing_margin: NDArray[np.float64]
     swaps: tuple[Swap, ...]
     final_norm_rel_l2: NDArray[np.float64]  # [positions]
     logits_rel_l2: NDArray[np.float64]  # [positions]
@@ -107,6 +110,7 @@ class LayerEvidence:
     experts_equal: bool
     experts_differ: tuple[Swap, ...]
     router_cosine: float
+    routing_margin: float
 
     def to_json(self) -> dict[str, object]:
         """As DESIGN.md has it; infinities become None, as JSON has none."""
@@ -121,6 +125,7 @@ class LayerEvidence:
                 [*swap.to_json()[:3], finite_or_none(swap.margin)] for swap in self.experts_differ
             ],
             "router_cosine": finite_or_none(self.router_cosine),
+            "routing_margin": finite_or_none(self.routing_margin),
         }
 
 
@@ -183,6 +188,7 @@ class Evidence:
                     not swaps,
                     swaps,
                     float(main.router_cosine[layer].min()),
+                    float(main.routing_margin[layer].min()),
                 )
             )
         return lines

@@ -10,6 +10,7 @@ import numpy as np
 from harness.errors import BadInput
 from harness.guard.distance import cosine, rel_l2, worst_row
 from harness.guard.evidence import Evidence, PassEvidence
+from harness.guard.peer import PeerReference
 from harness.guard.replay import CACHED_STAGES, CandidateReplay
 from harness.guard.routing import Swap, compare_sets, renormalised, valid_ids
 from harness.guard.verdict import judge
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from harness.decoder import Decoder
-    from harness.numerics import Tolerance
+    from harness.numerics import Numerics, Tolerance
     from harness.reference import Oracle
 
 MODES = ("free", "forced", "both")
@@ -101,7 +102,7 @@ def guard(
         For an empty prompt, or a mode that leaves nothing to judge.
 
     """
-    tolerance = candidate.numerics.tolerance
+    tolerance = tolerance_against(candidate.numerics, oracle)
     if not ids:
         raise BadInput("the prompt is empty; the guard needs at least one token")
     if mode not in MODES:
@@ -113,7 +114,8 @@ def guard(
     )
     if not judged:
         raise BadInput(
-            f"{candidate.numerics.name} is judged teacher-forced only; use --mode forced or both"
+            f"{candidate.numerics.name} against {oracle.name} is judged teacher-forced only; use "
+            "--mode forced or both"
         )
     extra = plan.stages if plan is not None else frozenset()
     if candidate.numerics.cache == "f16":
@@ -168,6 +170,13 @@ def guard(
         },
         candidate_logits=np.stack(main.logits).astype(np.float32, copy=False),
     )
+
+
+def tolerance_against(candidate: Numerics, oracle: Oracle) -> Tolerance:
+    """How far a candidate may be from the oracle, or from a peer in its place."""
+    if isinstance(oracle, PeerReference):
+        return oracle.tolerance(candidate)
+    return candidate.tolerance
 
 
 def _run(
@@ -269,6 +278,7 @@ class _Comparison:
             residual_rel_l2=residual,
             router_weight=weight,
             router_cosine=weight_cosine,
+            routing_margin=self._routing_margins(),
             swaps=tuple(swaps),
             final_norm_rel_l2=rel_l2(got.stage("final_norm"), self.truth.stage("final_norm")),
             logits_rel_l2=rel_l2(logits, true_logits),
@@ -300,6 +310,16 @@ class _Comparison:
                     apart[position] = np.abs(weights - truth).max()
                 along[position] = cosine(weights[None], truth[None])[0]
         return swaps, apart, along
+
+    def _routing_margins(self) -> NDArray[np.float64]:
+        """How far the oracle is from another set, ``[layers, positions]``."""
+        margins = np.full((self.layers, self.positions), np.inf)
+        k = self.oracle.config.top_k
+        for (layer, position), seen in self.seen.items():
+            if k < len(seen.logits):
+                ranked = np.sort(seen.logits)[::-1]
+                margins[layer, position] = ranked[k - 1] - ranked[k]
+        return margins
 
     def _moe(self, got: _Pass, layer: int, swaps: Sequence[Swap | None]) -> NDArray[np.float64]:
         """What the experts should have given: of the candidate's set where that is a tie."""

@@ -22,7 +22,7 @@ from harness.backends.cpu.products import (
     using_threads,
 )
 from harness.backends.cpu.vectors import mix_in_parallel, mix_in_turn, rms_norm, rotate
-from harness.decoder import check_filling, check_rewind, check_step
+from harness.decoder import Decisions, check_filling, check_rewind, check_step
 from harness.errors import BadInput
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ class CpuDecoder:
     """A decoder of one sequence on the CPU (``harness.decoder.Decoder``).
 
     Weights are read from the map at each step and never copied; the KV cache is float32,
-    ``[layers, capacity, kv_heads, head_dim]``. Results do not depend on the number of threads, on
-    what is captured, or on what the cache held before ``reset``.
+    ``[layers, capacity, kv_heads, head_dim]``, its values rounded to float16 where the numerics
+    keeps it so. Results do not depend on the number of threads, on what is captured, or on what
+    the cache held before ``reset``.
 
     Not for several Python threads at once: numba's fallback threading layer cannot bear it.
 
@@ -72,6 +73,7 @@ class CpuDecoder:
     """
 
     backend = "cpu"
+    decisions: Decisions | None = None  # ``harness.decoder.Instructed``
 
     def __init__(
         self,
@@ -153,8 +155,11 @@ class CpuDecoder:
         """Fill the cache from position 0 (``harness.decoder.Decoder.fill_cache``)."""
         check_filling(self, keys, values)
         positions = keys.shape[1]
-        self._keys[:, :positions] = keys
-        self._values[:, :positions] = values
+        for layer in range(keys.shape[0]):
+            kept = (keys[layer], values[layer])
+            if self.numerics.cache == "f16":
+                kept = (kept[0].astype(np.float16), kept[1].astype(np.float16))
+            self._keys[layer, :positions], self._values[layer, :positions] = kept
         self.position = positions
         self._before = None
 
@@ -218,15 +223,27 @@ class CpuDecoder:
         see("k_post_rope", layer, k)
         keys, values = self._keys[layer], self._values[layer]
         if self._decide.writes_cache(at):
-            keys[at], values[at] = k, v
+            keys[at], values[at] = self._kept(layer, k, v)
         else:
             keys[at], values[at] = keys[at - 1], values[at - 1]
         mixed = self._attend(layer, q, see)
         see("attention", layer, mixed)
         self._mixed.load(mixed)
         out = self._product(weights.output, self._mixed)
+        out = self._decide.attention_out(out, self.model.layer(layer, "attn_output"), mixed)
         see("attn_out", layer, out)
         return out
+
+    def _kept(
+        self, layer: int, k: Floats, v: Floats
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Keys and values ``[kv_heads, head_dim]`` as the cache keeps them."""
+        if self.numerics.cache == "f32":
+            return k, v
+        own = np.stack([k, v])
+        given = None if self.decisions is None else self.decisions.cached(layer, own)
+        keys, values = (own if given is None else given).astype(np.float16)
+        return keys, values
 
     def _attend(self, layer: int, q: Floats, see: _Seer) -> Floats:
         """Mix the values of all positions so far: float32 ``[heads, head_dim]``."""
@@ -248,23 +265,27 @@ class CpuDecoder:
         normed = self._norm(x, weights.ffn_norm)
         see("ffn_norm", layer, normed)
         self._normed.load(normed)
-        chosen, share = self._route(self._product(weights.router, self._normed))
+        chosen, share = self._route(layer, self._product(weights.router, self._normed), normed)
         see("moe_router", layer, share)
         see("moe_router_indices", layer, chosen.astype(np.int32))
         down = self._expert_outputs(layer, weights, chosen, see)
-        # One expert after the other, in router order: a BLAS might choose its own.
-        out = (self._decide.mixed(share)[:, None] * down).sum(axis=0)
+        out = self._decide.summed(self._decide.mixed(share), down)
         out = self._decide.moe_out(
             out, self.position, last_layer=layer == self.model.config.layers - 1
         )
         see("moe_ffn_out", layer, out)
         return out
 
-    def _route(self, logits: Floats) -> tuple[NDArray[np.int64], Floats]:
+    def _route(
+        self, layer: int, logits: Floats, normed: Floats
+    ) -> tuple[NDArray[np.int64], Floats]:
         """Choose experts by their logits: ids and weights ``[top_k]``, best first."""
         # A stable sort puts the lower index first among equals.
         ranked = np.argsort(-logits, kind="stable")
         chosen = self._decide.choose(ranked, self.model.config.top_k)
+        told = None if self.decisions is None else self.decisions.experts(layer, normed, chosen)
+        if told is not None:
+            chosen = told[np.argsort(-logits[told], kind="stable")]
         shifted = logits.astype(np.float64)
         shifted -= shifted[ranked[0]]
         probabilities = np.exp(shifted)
@@ -284,7 +305,7 @@ class CpuDecoder:
         see("ffn_gate", layer, gate)
         see("ffn_up", layer, up)
         curved, straight = (up, gate) if self._decide.silu_on_up else (gate, up)
-        silu = curved / (1 + np.exp(-curved))
+        silu = self._decide.silu(curved)
         see("ffn_silu", layer, silu)
         gated = silu * straight
         see("ffn_swigl", layer, gated)

@@ -1,7 +1,8 @@
 """Faults that the CPU decoder can be told to plant in its own arithmetic.
 
 ``Sound`` is what a layer decides outside its kernels; each planted fault overrides one decision.
-The guard must reject every one of them (``harness.guard.faults``).
+The guard must reject every one of ``PLANTS`` (``harness.guard.faults``). ``CAUSES`` are others:
+one step each in float16, which the laboratory must name (``harness.lab``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from harness.model import Tensor
 
     Ids = NDArray[np.int64]
     Floats = NDArray[np.float32]
@@ -47,6 +50,19 @@ class Sound:
     def mixed(self, weights: Floats) -> Floats:
         """Weights with which the experts' outputs are summed."""
         return weights
+
+    def silu(self, gate: Floats) -> Floats:
+        """``gate * sigmoid(gate)``."""
+        return np.asarray(gate / (1 + np.exp(-gate)))
+
+    def summed(self, weights: Floats, down: Floats) -> Floats:
+        """Sum the experts' outputs ``[top_k, hidden]``, one after the other, in router order."""
+        # A BLAS might choose an order of its own.
+        return np.asarray((weights[:, None] * down).sum(axis=0))
+
+    def attention_out(self, out: Floats, weights: Tensor, mixed: Floats) -> Floats:  # noqa: ARG002
+        """What attention adds to the residual: ``out``, the product of the other two."""
+        return out
 
     def moe_out(self, out: Floats, position: int, *, last_layer: bool) -> Floats:  # noqa: ARG002
         """What the mixture adds to the residual."""
@@ -130,6 +146,41 @@ class _CachedOutput(Sound):
         return logits if before is None else before
 
 
+class _SoftmaxF16(Sound):
+    def weigh(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        halves = probabilities.astype(np.float16)
+        return np.asarray(halves / halves.sum(dtype=np.float16), dtype=np.float64)
+
+
+class _WeightedSumF16(Sound):
+    def summed(self, weights: Floats, down: Floats) -> Floats:
+        total = np.zeros(down.shape[1], dtype=np.float16)
+        for weight, row in zip(weights, down, strict=True):
+            total = (total + weight * row).astype(np.float16)
+        return total.astype(np.float32)
+
+
+class _SwigluF16(Sound):
+    def silu(self, gate: Floats) -> Floats:
+        halves = gate.astype(np.float16)
+        return np.asarray(halves / (1 + np.exp(-halves)), dtype=np.float32)
+
+
+class _ReductionF16(Sound):
+    def attention_out(self, out: Floats, weights: Tensor, mixed: Floats) -> Floats:
+        """Sum in float16, one column after the other."""
+        total = np.zeros_like(out, dtype=np.float16)
+        for column in (weights.values() * mixed.reshape(-1)).T:
+            total = (total + column).astype(np.float16)
+        return total.astype(np.float32)
+
+
+_CAUSES: dict[str, type[Sound]] = {
+    "softmax_f16": _SoftmaxF16,
+    "weighted_sum_f16": _WeightedSumF16,
+    "swiglu_f16": _SwigluF16,
+    "reduction_f16": _ReductionF16,
+}
 _FAULTS: dict[str, type[Sound]] = {
     "wrong_expert": _WrongExpert,
     "drop_top_expert": _DropTopExpert,
@@ -147,6 +198,7 @@ _FAULTS: dict[str, type[Sound]] = {
     "cached_output": _CachedOutput,
 }
 PLANTS: tuple[str, ...] = tuple(_FAULTS)
+CAUSES: tuple[str, ...] = tuple(_CAUSES)
 
 
 def planted(name: str | None) -> Sound:
@@ -160,6 +212,7 @@ def planted(name: str | None) -> Sound:
     """
     if name is None:
         return Sound()
-    if name not in _FAULTS:
-        raise KeyError(f"no fault {name!r} to plant; there are {', '.join(PLANTS)}")
-    return _FAULTS[name]()
+    known = _FAULTS | _CAUSES
+    if name not in known:
+        raise KeyError(f"no fault {name!r} to plant; there are {', '.join(known)}")
+    return known[name]()

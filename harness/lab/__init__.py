@@ -1,0 +1,1 @@
+"""The parity laboratory: where a divergence is born, what moved it, and what a rounding costs."""
