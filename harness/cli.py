@@ -436,24 +436,29 @@ def _parser() -> argparse.ArgumentParser:
     model_argument(layer)
     cli_lab.layer_arguments(layer)
 
+    faults = command("faults", _faults, "plant every fault and count those rejected")
+    decoder_arguments(faults)
+
+    profile = command("profile", _profile, "where a token's time goes, kernel by kernel")
+    decoder_arguments(profile)
+    add_options(profile)
+    _stored(command)
+    return parser
+
+
+def _stored(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Commands that need no model: about files, stored evidence and this machine."""
+    from harness.contract.command import add_arguments  # noqa: PLC0415 - light
+
     diff = command("diff", _diff, "compare two dumps, stage by stage")
     diff.add_argument("first", type=Path, metavar="DIR")
     diff.add_argument("second", type=Path, metavar="DIR")
 
-    faults = command("faults", _faults, "plant every fault and count those rejected")
-    decoder_arguments(faults)
-
     report = command("report", _report, "write one self-contained HTML page from results/")
     report.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
     report.add_argument("--results", type=Path, metavar="DIR", help="default: asv's results/")
-    from harness.contract.command import add_arguments  # noqa: PLC0415 - light
-
     add_arguments(command("contract", _contract, "criteria judged from stored evidence"))
-    profile = command("profile", _profile, "where a token's time goes, kernel by kernel")
-    decoder_arguments(profile)
-    add_options(profile)
 
     machine = command("machine", _machine, "identify this machine to asv")
     machine.add_argument("--name", action="store_true", help="print its name alone, for asv")
     command("doctor", _doctor, "what is here, what is missing, and what that disables")
-    return parser
