@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MACHINE_FILE = "machine.json"
 _COMMIT_DIGITS = 8  # of the hash, in the names of asv's files
-_STATISTICS = ("ci_99_a", "ci_99_b", "q_25", "q_75", "number", "repeat")
+STATISTICS = ("ci_99_a", "ci_99_b", "q_25", "q_75", "number", "repeat")
 # Between a figure computed once and the same from the recorded terms, in another order.
 _REARRANGED = 1e-9
 _SHOWN = 3
@@ -56,7 +56,7 @@ def read_results(results: Path) -> Stored:
         try:
             sidecar = read_sidecar(path)
             sidecars.append(sidecar)
-            for words, part in _parts(sidecar):
+            for words, part in parts(sidecar):
                 by_run[sidecar.machine, sidecar.commit, words] = part
                 findings += [Finding(path, what) for what in _own_figures(part)]
         except Damaged as error:
@@ -73,7 +73,7 @@ def read_results(results: Path) -> Stored:
     return Stored(sound, len(files), tuple(findings))
 
 
-def _parts(sidecar: Sidecar) -> Iterator[tuple[tuple[str, ...], Sidecar]]:
+def parts(sidecar: Sidecar) -> Iterator[tuple[tuple[str, ...], Sidecar]]:
     """What asv has a row of its own for: the sidecar, or each kernel family that it tells of.
 
     With the words that asv names it by: a family's name stands behind the benchmark's, unless it is
@@ -105,7 +105,7 @@ def _own_figures(sidecar: Sidecar) -> Iterator[str]:
         return
     if not sidecar.sealed:
         return
-    given = _vouched(sidecar)
+    given = vouched(sidecar)
     for name, value in derived.items():
         if name not in given or not _close(given[name].get("result"), value):
             yield f"{name} follows from what it recorded as {value!r}, not as it is said to be"
@@ -167,11 +167,11 @@ def _figures(
     combinations = list(itertools.product(*params))
     values = _column(cells.get("result"), len(combinations), name)
     spread = {
-        key: _column(cells.get(f"stats_{key}"), len(combinations), name) for key in _STATISTICS
+        key: _column(cells.get(f"stats_{key}"), len(combinations), name) for key in STATISTICS
     }
     for index, combination in enumerate(combinations):
         stored = {key: column[index] for key, column in spread.items()}
-        words = (benchmark, *(_plain(value) for value in combination))
+        words = (benchmark, *(plain(value) for value in combination))
         yield words, method.removeprefix("track_"), {"result": values[index], **stored}
 
 
@@ -190,21 +190,21 @@ def _column(column: object, length: int, name: str) -> list[float | None]:
 
 def _differs(sidecar: Sidecar, figure: str, stored: Mapping[str, float | None]) -> str:
     """Say how a stored figure differs from what its sidecar vouches for; empty if it does not."""
-    value, vouched = stored["result"], _vouched(sidecar).get(figure)
-    if vouched is None:
+    value, told = stored["result"], vouched(sidecar).get(figure)
+    if told is None:
         return "" if value is None else f"{figure} is {value!r}, for which the sidecar has nothing"
-    wanted = vouched.get("result", math.nan)
+    wanted = told.get("result", math.nan)
     # asv stores the very value it was given; of an unsealed sidecar there is only the derivation.
     same = value == wanted if sidecar.sealed else _close(value, wanted)
     if not same:
         return f"{figure} is {'none' if value is None else repr(value)}, measured was {wanted!r}"
-    for key in _STATISTICS if sidecar.sealed else ():
-        if stored[key] != _as_asv_rounds(vouched.get(key)):
-            return f"{figure}'s {key} is {stored[key]!r}, measured was {vouched.get(key)!r}"
+    for key in STATISTICS if sidecar.sealed else ():
+        if stored[key] != as_asv_rounds(told.get(key)):
+            return f"{figure}'s {key} is {stored[key]!r}, measured was {told.get(key)!r}"
     return ""
 
 
-def _vouched(sidecar: Sidecar) -> dict[str, dict[str, float]]:
+def vouched(sidecar: Sidecar) -> dict[str, dict[str, float]]:
     """Figures that a sidecar vouches for, with their statistics where they have any."""
     if not sidecar.sealed:
         try:
@@ -233,8 +233,8 @@ def _identity(data: dict[str, Any], sidecars: list[Sidecar]) -> Iterator[str]:
                 return
 
 
-def _as_asv_rounds(value: float | None) -> float | None:
-    """Five significant digits, as asv stores statistics (asv.util.truncate_float_list)."""
+def as_asv_rounds(value: float | None) -> float | None:
+    """Round to five significant digits, as asv stores statistics (asv.util.truncate_float_list)."""
     return float(f"{value:.4e}") if isinstance(value, float) else value
 
 
@@ -244,7 +244,7 @@ def _words(benchmark: str) -> tuple[str, ...]:
     return name, *(word.rpartition("=")[2] for word in rest)
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """Read a parameter, of which asv stores the ``repr``."""
     try:
         return str(ast.literal_eval(str(value)))

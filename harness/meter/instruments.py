@@ -128,6 +128,7 @@ class GpuInstruments:
 
     def __init__(self, gpu: Gpu, read_bandwidth: Callable[[], float]) -> None:
         self._gpu, self._bandwidth = gpu, read_bandwidth
+        self._total_bytes = gpu.total_bytes  # now: evidence is written when NVML is closed again
         self._watch = Watch(gpu)
         self._peak: GpuPeak | None = None
         self._disturbed = 0
@@ -192,5 +193,5 @@ class GpuInstruments:
                 "source": energy.source,
             },
             "no_energy": self._no_energy,
-            "memory_total_bytes": self._gpu.total_bytes,
+            "memory_total_bytes": self._total_bytes,
         }

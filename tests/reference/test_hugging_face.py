@@ -1,5 +1,6 @@
 """The oracle against an implementation that shares nothing with it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +101,12 @@ def test_agreement_is_seen_layer_by_layer():
 
 def test_an_oracle_that_disagrees_is_rejected(monkeypatch):
     model = random_model(SHAPES["grouped"])
-    step = Oracle.step
+    run = Oracle.run
 
-    def wrong(self, token, *others, **named):
-        return step(self, token, *others, **named) * 1.001
+    def wrong(self, *others, **named):
+        right = run(self, *others, **named)
+        return replace(right, logits=right.logits * 1.001)
 
-    monkeypatch.setattr(Oracle, "step", wrong)
+    monkeypatch.setattr(Oracle, "run", wrong)
     with pytest.raises(Rejected, match="rel_l2"):
         oracle_agreement(model, prompt(model.config, 4))
