@@ -2,9 +2,11 @@
 
 import copy
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.contract.integrity import read_results
@@ -30,7 +32,7 @@ def numbers(data, path=()):
         items = data.items() if isinstance(data, dict) else enumerate(data)
         for key, value in items:
             yield from numbers(value, (*path, key))
-    elif isinstance(data, int | float) and not isinstance(data, bool):
+    elif isinstance(data, int | float) and not isinstance(data, bool) and not math.isnan(data):
         yield path
 
 
@@ -255,3 +257,25 @@ def test_a_changed_figure_is_seen_beside_an_unsealed_sidecar_too(tmp_path, figur
     [(where, what)] = findings(tmp_path)
     assert where == path
     assert "EmbeddedDecode 512" in what
+
+
+@pytest.mark.parametrize("place", range(24))
+def test_any_number_changed_in_the_results_of_a_gpu_is_named(tmp_path, place):
+    """Committed results: one number of asv's files or of the sidecars, drawn by a fixed seed."""
+    results = shutil.copytree(COMMITTED, tmp_path / "results")
+    assert not read_results(results).findings
+    rng = np.random.default_rng(place)
+    of_asv = bool(place % 2)
+    kind = "*-*.json" if of_asv else "evidence/*.evidence"
+    path = Path(rng.choice([str(each) for each in sorted(results.glob(f"nvidia-*/{kind}"))]))
+    data = json.loads(path.read_text())
+    # Of asv's rows the values; then come its own notes.
+    looked_at = {name: row[0] for name, row in data["results"].items()} if of_asv else data
+    places = list(numbers(looked_at))
+    *inner, last = places[rng.integers(len(places))]
+    holder = looked_at
+    for key in inner:
+        holder = holder[key]
+    holder[last] = holder[last] * 1.01 + 1
+    path.write_text(json.dumps(data))
+    assert path in {finding.path for finding in read_results(results).findings}
