@@ -115,7 +115,7 @@ def _by_name(profile: Profile) -> dict[str, Row]:
 
 
 def _us(rows: Mapping[str, Row], name: str) -> float:
-    return rows[name].us if name in rows else 0.0
+    return rows[name].adds_us if name in rows else 0.0
 
 
 def _line(words: str, before: float, after: float) -> str:

@@ -64,8 +64,8 @@ def roofline(profile: Profile) -> str:
     axes = _Axes(rows, roof, top, picture.height)
     _grid(picture, axes)
     _roof(picture, axes, roof)
-    longest = rows[0].us
-    radii = [max(3, _LARGEST * math.sqrt(row.us / longest)) for row in rows]
+    longest = rows[0].adds_us
+    radii = [max(3, _LARGEST * math.sqrt(max(0.0, row.adds_us) / longest)) for row in rows]
     for row, radius in zip(rows, radii, strict=True):
         picture.circle(*_place(axes, row), radius, row.kind.part, _words(row))
     # The roof's own words come first: no label may cover them.
@@ -145,7 +145,7 @@ def _place(axes: _Axes, row: Row) -> tuple[float, float]:
 def _words(row: Row) -> str:
     rate = (row.bytes_per_second or 0) / 1e9
     return (
-        f"{row.kind.name}: {row.calls} launches, {row.us:.1f} µs, {row.bytes / 1e6:.2f} MB, "
+        f"{row.kind.name}: {row.calls} launches, {row.adds_us:.1f} µs, {row.bytes / 1e6:.2f} MB, "
         f"{rate:.1f} GB/s"
     )
 

@@ -21,7 +21,8 @@ class Node:
     """One launch of a token: medians over the tokens recorded, microseconds.
 
     ``gap_us`` lies between the end of the launch before and this one's start; it is negative where
-    the two overlap.
+    the two overlap. Then ``us`` has time in it that was spent waiting for the launch before, and
+    ``adds_us``, from its end to this one's, is what the token is longer for it.
     """
 
     kind: Kind
@@ -29,6 +30,11 @@ class Node:
     us: float
     gap_us: float
     bytes: int
+
+    @property
+    def adds_us(self) -> float:
+        """From the end of the launch before to the end of this one."""
+        return self.gap_us + self.us
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,16 @@ class Row:
     kind: Kind
     calls: int
     us: float
-    share: float  # of the undisturbed token
+    adds_us: float
+    share: float  # of ``adds_us`` in the undisturbed token
     bytes: int
     bandwidth_share: float | None  # of this device's, measured; None where no bytes are counted
     gap_us: float
 
     @property
     def bytes_per_second(self) -> float | None:
-        """Bytes over time; None where none are counted."""
-        return self.bytes / (self.us * 1e-6) if self.bytes and self.us else None
+        """Bytes over ``adds_us``; None where none are counted, or nothing is added."""
+        return self.bytes / (self.adds_us * 1e-6) if self.bytes and self.adds_us > 0 else None
 
 
 @dataclass(frozen=True)
@@ -130,13 +137,13 @@ class Profile:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """One a kernel, the longest first."""
+        """One a kernel, that which adds most first."""
         rows = [
             self._row(kind, nodes)
             for kind in KINDS.values()
             if (nodes := [node for node in self.nodes if node.kind is kind])
         ]
-        return tuple(sorted(rows, key=lambda row: -row.us))
+        return tuple(sorted(rows, key=lambda row: -row.adds_us))
 
     @cached_property
     def path(self) -> Path:
@@ -167,6 +174,7 @@ class Profile:
                     "stages": list(row.kind.stages),
                     "calls": row.calls,
                     "us": row.us,
+                    "adds_us": row.adds_us,
                     "share": row.share,
                     "bytes": row.bytes,
                     "bytes_per_second": row.bytes_per_second,
@@ -203,14 +211,15 @@ class Profile:
         }
 
     def _row(self, kind: Kind, nodes: Sequence[Node]) -> Row:
-        us, moved = sum(node.us for node in nodes), sum(node.bytes for node in nodes)
+        adds, moved = sum(node.adds_us for node in nodes), sum(node.bytes for node in nodes)
         bandwidth = self.recording.read_bandwidth
         return Row(
             kind,
             calls=len(nodes),
-            us=us,
-            share=us / (self.recording.undisturbed.median_ms * 1e3),
+            us=sum(node.us for node in nodes),
+            adds_us=adds,
+            share=adds / (self.recording.undisturbed.median_ms * 1e3),
             bytes=moved,
-            bandwidth_share=moved / (us * 1e-6) / bandwidth if moved and us else None,
+            bandwidth_share=moved / (adds * 1e-6) / bandwidth if moved and adds > 0 else None,
             gap_us=sum(node.gap_us for node in nodes),
         )

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from harness.profile.summary import Profile, Row
 
 _COLUMNS = (
-    f"{'kernel':<17} {'calls':>5} {'us':>9} {'share':>7} {'MB moved':>9} {'GB/s':>8} "
-    f"{'of peak':>8} {'gap us':>8}"
+    f"{'kernel':<17} {'calls':>5} {'adds us':>9} {'share':>7} {'MB moved':>9} {'GB/s':>8} "
+    f"{'of peak':>8} {'ran us':>8} {'gap us':>8}"
 )
 
 
@@ -25,7 +25,7 @@ def warning(recording: Recording) -> str | None:
 
 
 def profile_lines(profile: Profile) -> list[str]:
-    """Kernels, the longest first; the critical path; the floor; the verdict."""
+    """Kernels, what adds most first; the critical path; the floor; the verdict."""
     recording, path = profile.recording, profile.path
     warned = warning(recording)
     calm, ran = recording.undisturbed, recording.ran
@@ -88,9 +88,9 @@ def energy_lines(recording: Recording) -> list[str]:
 def _row(row: Row) -> str:
     rate, share = row.bytes_per_second, row.bandwidth_share
     return (
-        f"{row.kind.name:<17} {row.calls:>5} {row.us:9.1f} {100 * row.share:5.1f} % "
+        f"{row.kind.name:<17} {row.calls:>5} {row.adds_us:9.1f} {100 * row.share:5.1f} % "
         f"{row.bytes / 1e6:9.3f} {'-' if rate is None else f'{rate / 1e9:.1f}':>8} "
-        f"{'-' if share is None else f'{100 * share:.1f} %':>8} {row.gap_us:8.1f}"
+        f"{'-' if share is None else f'{100 * share:.1f} %':>8} {row.us:8.1f} {row.gap_us:8.1f}"
     )
 
 

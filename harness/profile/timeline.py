@@ -21,14 +21,18 @@ _SPACE = _WIDTH - 2 * MARGIN
 
 
 class _Placed:
-    """A token's launches at their median times: start and end in microseconds from 0 on."""
+    """A token's launches at their median times: start and end in microseconds from 0 on.
+
+    One that overlaps with the launch before starts where that one ends: then it is alone, and no
+    longer waiting.
+    """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes, self.times = nodes, []
         now = 0.0
         for index, node in enumerate(nodes):
-            start = now + node.gap_us if index else 0.0
-            now = start + node.us
+            start = now + max(0.0, node.gap_us) if index else 0.0
+            now = max(start, start + min(node.us, node.adds_us)) if index else node.us
             self.times.append((start, now))
         self.end = max(end for _, end in self.times)
 
@@ -78,7 +82,7 @@ def _strip(picture: Drawing, placed: _Placed, layers: int, y: float) -> None:
     picture.rect(MARGIN, y, _SPACE, _STRIP, "rule")
     for node, (start, end) in zip(placed.nodes, placed.times, strict=True):
         where = "" if node.layer is None else f" of layer {node.layer}"
-        tip = f"{node.kind.name}{where}: {node.us:.2f} µs"
+        tip = f"{node.kind.name}{where}: {end - start:.2f} µs"
         width = max((end - start) * scale, 0.2)
         picture.rect(MARGIN + start * scale, y, width, _STRIP, node.kind.part, tip)
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 1 << 30) if layers / step <= 16)
@@ -110,10 +114,10 @@ def _near(picture: Drawing, near: list[tuple[Node, float, float]], layer: int, y
     ends = [-1.0, -1.0, -1.0]  # of the last label on each line
     for node, begin, stop in near:
         x, width = MARGIN + (begin - start) * scale, max((stop - begin) * scale, 0.5)
-        tip = f"{node.kind.name}: {node.us:.2f} µs, {node.bytes / 1e6:.3f} MB"
+        tip = f"{node.kind.name}: {stop - begin:.2f} µs, {node.bytes / 1e6:.3f} MB"
         picture.rect(x, y, max(width - _EDGE, 0.5), _BAR, node.kind.part, tip)
-        words = (node.kind.name, f"{node.us:.1f} µs")
-        label = text_width(max(words, key=len), 12)
+        words = (node.kind.name, f"{stop - begin:.1f} µs")
+        label = text_width(max(words, key=len), 13)  # bold is wider
         left = min(x, _WIDTH - MARGIN - label)
         line = next((i for i, free in enumerate(ends) if free < left), len(ends) - 1)
         ends[line] = left + label + 8

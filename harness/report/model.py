@@ -112,8 +112,8 @@ def gather(results: Path) -> Report:
     found = [
         record
         for pattern in (f"*/evidence/*{ENDING}", f"{_BY_HAND}/*{ENDING}")
-        for record in reader.each(pattern, lambda path: read_sidecar(path, dates))
-        if record is not None
+        for records in reader.each(pattern, lambda path: read_sidecar(path, dates))
+        for record in records
     ]
     if not (files or found):
         bad = f"; {len(reader.unreadable)} unreadable" if reader.unreadable else ""

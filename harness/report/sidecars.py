@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
+from harness.numerics import find_numerics
 from harness.report.fields import Damaged, Fields, read_fields
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DECODE, _PARITY, _PEER = (f"moe-harness/{kind}/1" for kind in ("decode", "parity", "peer"))
+_FAMILIES = "moe-harness/families/1"
 _UNKNOWN = "unknown"
 
 
@@ -116,8 +118,8 @@ class Rejection:
 Record: TypeAlias = Decode | Parity | Kernel | Peer | Rejection
 
 
-def read_sidecar(path: Path, commit_dates: Mapping[str, dt.datetime]) -> Record | None:
-    """Read one sidecar; None for a kind that this page does not show.
+def read_sidecar(path: Path, commit_dates: Mapping[str, dt.datetime]) -> list[Record]:
+    """Read one sidecar; nothing of a kind that this page does not show.
 
     ``commit_dates`` maps the short hashes of file names to commit times, for evidence that carries
     no time of its own.
@@ -129,6 +131,8 @@ def read_sidecar(path: Path, commit_dates: Mapping[str, dt.datetime]) -> Record 
 
     """
     data = read_fields(path)
+    if data.text("schema") == _FAMILIES:
+        return _families(path, data, commit_dates)
     readers: dict[str, Callable[[Origin, Fields], Record]] = {
         _DECODE: _decode,
         _PARITY: _parity,
@@ -136,10 +140,12 @@ def read_sidecar(path: Path, commit_dates: Mapping[str, dt.datetime]) -> Record 
     }
     reader = readers.get(data.text("schema"), _kernel if "us" in data else None)
     if reader is None and "verdict" not in data:
-        return None
+        return []
     origin = _origin(path, data, commit_dates)
     why_not = None if reader is _peer else _rejection(origin, data)
-    return why_not if why_not is not None or reader is None else reader(origin, data)
+    if why_not is not None:
+        return [why_not]
+    return [] if reader is None else [reader(origin, data)]
 
 
 def _rejection(origin: Origin, data: Fields) -> Rejection | None:
@@ -235,6 +241,31 @@ def _kernel(origin: Origin, data: Fields) -> Kernel:
         bandwidth=data.positive("read_bandwidth"),
         roofline_fraction=data.positive("roofline_fraction"),
     )
+
+
+def _families(path: Path, data: Fields, commit_dates: Mapping[str, dt.datetime]) -> list[Record]:
+    """Kernel families of the numerics that decodes by default; asv's site has the others."""
+    origin, ran = _origin(path, data, commit_dates), data.child("ran")
+    why_not = _rejection(origin, data)
+    if why_not is not None:
+        return [why_not]
+    if ran.text("numerics") != find_numerics(None, "cuda").name:
+        return []
+    families = data.child("families")
+    return [
+        Kernel(
+            origin=replace(origin, benchmark=f"{origin.benchmark} {name}"),
+            name=name,
+            numerics=ran.text("numerics"),
+            us_median=family.child("us").positive("median"),
+            us_p99=family.child("us").positive("p99"),
+            bytes=family.positive("bytes_per_token") / family.positive("launches_per_token"),
+            bandwidth=data.positive("read_bandwidth"),
+            roofline_fraction=family.positive("roofline_fraction"),
+        )
+        for name, _ in families.items()
+        if (family := families.child(name)).number("bytes_per_token")  # argmax reads none
+    ]
 
 
 def _peer(origin: Origin, data: Fields) -> Peer:

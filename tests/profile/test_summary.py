@@ -56,10 +56,14 @@ def test_figures_are_medians_over_tokens(three):
 def test_rows_are_sums_of_a_kernel(three):
     rows = {row.kind.name: row for row in Profile(three).rows}
     assert len(rows) == 10
-    assert rows["qkv"].share == pytest.approx(0.1)
-    assert rows["qkv"].bytes_per_second == pytest.approx(5e8)
-    assert rows["qkv"].bandwidth_share == pytest.approx(0.5)
+    # 0.2 us lie ahead of each launch of 2 us: the token is longer for both.
+    assert rows["qkv"].adds_us == pytest.approx(2.2)
+    assert rows["qkv"].share == pytest.approx(0.11)
+    assert rows["qkv"].bytes_per_second == pytest.approx(1000 / 2.2e-6)
+    assert rows["qkv"].bandwidth_share == pytest.approx(1 / 2.2)
     assert sum(row.us for row in rows.values()) == pytest.approx(20)
+    path = Profile(three).path
+    assert sum(row.adds_us for row in rows.values()) == pytest.approx(path.sum_us)
 
 
 def test_an_overlap_is_a_negative_gap():

@@ -566,3 +566,13 @@ def test_dates_without_a_zone_are_utc(results):
     changed(sidecar(results), ran__date="2026-11-24T12:00:00")
     decode = next(d for d in gather(results).machines[0].decodes if d.depth == 0)
     assert decode.origin.measured == dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
+
+
+def test_kernel_families_of_a_gpu_are_on_the_roofline(tmp_path, capsys):
+    told = tmp_path / "report.json"
+    assert main(["report", "--out", str(tmp_path / "r.html"), "--json", str(told)]) == 0
+    machines = {machine["name"]: machine for machine in json.loads(told.read_text())["machines"]}
+    assert "nvidia-h200: 4 decodes, 9 kernels" in capsys.readouterr().out  # argmax reads no weights
+    assert "nvidia-h200" in machines
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "gate_up" in section(page, "roofline")
