@@ -22,6 +22,7 @@ import numpy as np
 from harness.errors import BadInput
 from harness.model.config import Config, tensor_shapes
 from harness.model.quants import FORMATS, QuantFormat, dequantise
+from harness.model.tokenizer import NO_VOCAB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -214,6 +215,7 @@ def _write_header(shape: Shape, path: Path, name: str) -> None:
     writer.add_expert_used_count(c.top_k)
     if shape.states_vocab:
         writer.add_vocab_size(c.vocab)
+    writer.add_tokenizer_model(NO_VOCAB)  # llama.cpp does not load a file that says nothing of it
     writer.add_file_type(_FILE_TYPE_Q4_K_M)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for tensor, extents, fmt, size in shape.spans():

@@ -22,6 +22,7 @@ QWEN2_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PREFIX = "tokenizer.ggml."
+NO_VOCAB = "no_vocab"  # what a file without a tokenizer says; llama.cpp takes "none" for the same
 _CONTROL = 3  # llama.cpp's token types: control tokens such as <|endoftext|>
 _USER_DEFINED = 4  # never split, but no control: <think>, <tool_call>
 _NORMAL = 1
@@ -66,7 +67,7 @@ class Tokenizer:
 
         Returns
         -------
-        None where there is not one such key: a model without a tokenizer.
+        None for a model without a tokenizer: that has not one such key, or says so.
 
         Raises
         ------
@@ -75,6 +76,8 @@ class Tokenizer:
 
         """
         if not any(key.startswith(_PREFIX) for key in metadata):
+            return None
+        if metadata.get(f"{_PREFIX}model") in (NO_VOCAB, "none"):
             return None
         _expect(metadata, "model", "gpt2", "byte-level BPE")
         _expect(metadata, "pre", "qwen2", "Qwen2's pre-tokenisation")

@@ -60,6 +60,12 @@ def test_the_30b_has_the_real_size_and_mix():
     assert not more_bits(6, 48)
 
 
+def test_it_says_that_it_has_no_tokenizer_or_llama_cpp_would_not_load_it(tiny_path):
+    model = open_model(tiny_path)
+    assert model.metadata["tokenizer.ggml.model"] == "no_vocab"
+    assert model.tokenizer is None
+
+
 def test_no_two_experts_are_equal_and_all_are_used(tiny_path):
     model = open_model(tiny_path)
     c = model.config

@@ -223,6 +223,8 @@ def test_the_bos_token_is_added_where_the_file_says_so(vocabulary):
 
 def test_no_key_is_no_tokenizer():
     assert Tokenizer.from_metadata({"general.name": "x"}) is None
+    for said in ("no_vocab", "none"):
+        assert Tokenizer.from_metadata({"tokenizer.ggml.model": said}) is None
 
 
 @pytest.mark.parametrize(
