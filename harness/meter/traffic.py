@@ -61,7 +61,7 @@ def token_traffic(model: Model, backend: str, positions: int) -> Traffic:
     equal in size. Activations are not counted, as they stay in caches.
     """
     counted = _counted(model, backend, positions)
-    return _summed((_READ_BY[name][0], nbytes) for name, nbytes in counted.items())
+    return _summed((_READ_BY[name][0], nbytes) for (name, _), nbytes in counted.items())
 
 
 def family_traffic(model: Model, positions: int) -> Traffic:
@@ -69,26 +69,41 @@ def family_traffic(model: Model, positions: int) -> Traffic:
 
     Argmax reads logits, which are activations: no bytes of it count.
     """
-    counted = _counted(model, "cuda", positions)
-    read = _summed((_READ_BY[name][1], nbytes) for name, nbytes in counted.items())
-    return Traffic({**read.terms, "argmax": 0})
+    launches = launch_traffic(model, "cuda", positions)
+    return _summed((family, nbytes) for (family, _), nbytes in launches.items())
 
 
-def _counted(model: Model, backend: str, positions: int) -> dict[str, int]:
-    """Bytes by tensor, over all layers, and those of the cache."""
+def launch_traffic(model: Model, backend: str, positions: int) -> dict[tuple[str, int | None], int]:
+    """Count the same bytes by family and layer; None for what is not of a layer."""
+    moved: Counter[tuple[str, int | None]] = Counter({("argmax", None): 0})
+    for (name, layer), nbytes in _counted(model, backend, positions).items():
+        moved[_READ_BY[name][1], layer] += nbytes
+    return dict(moved)
+
+
+def _counted(model: Model, backend: str, positions: int) -> dict[tuple[str, int | None], int]:
+    """Bytes by tensor and layer, and those of the cache."""
     c = model.config
-    cached = c.layers * 2 * c.kv_width * _CACHE_BYTES[backend]
-    counted = {
-        "token_embd": model["token_embd.weight"].nbytes // c.vocab,
-        "output_norm": model["output_norm.weight"].nbytes,
-        "output": model.output.nbytes,
-        "cached before": cached * (positions - 1),
-        "cached now": cached,
+    cached = 2 * c.kv_width * _CACHE_BYTES[backend]
+    counted: dict[tuple[str, int | None], int] = {
+        ("token_embd", None): model["token_embd.weight"].nbytes // c.vocab,
+        ("output_norm", None): model["output_norm.weight"].nbytes,
+        ("output", None): model.output.nbytes,
     }
-    for name in _READ_BY.keys() - counted.keys():
-        nbytes = sum(model.layer(n, name).nbytes for n in range(c.layers))
-        counted[name] = nbytes * c.top_k // c.experts if name.endswith("_exps") else nbytes
-    return {name: counted[name] for name in _READ_BY}
+    whole = {name for name, _ in counted}
+    for layer in range(c.layers):
+        for name in _READ_BY:
+            if name in whole:
+                continue
+            if name == "cached before":
+                nbytes = cached * (positions - 1)
+            elif name == "cached now":
+                nbytes = cached
+            else:
+                nbytes = model.layer(layer, name).nbytes
+            routed = name.endswith("_exps")
+            counted[name, layer] = nbytes * c.top_k // c.experts if routed else nbytes
+    return counted
 
 
 def _summed(terms: Iterable[tuple[str, int]]) -> Traffic:

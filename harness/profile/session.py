@@ -12,10 +12,10 @@ from harness.meter.decode import guarded_run, sample, what_ran
 from harness.meter.lock import measuring
 from harness.meter.statistics import percentile
 from harness.meter.stopping import StoppingRule
+from harness.meter.traffic import launch_traffic
 from harness.profile.kinds import kind_of, layers_of
 from harness.profile.power import PowerWatch
 from harness.profile.recording import Recording, Undisturbed
-from harness.profile.traffic import kernel_traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,7 +77,7 @@ def profile_decode(
         traced = tracer.record(run)
     config = decoder.model.config
     middle = workload.depth + len(workload.prompt) + (workload.tokens + 1) // 2
-    moved = kernel_traffic(decoder.model, decoder.backend, middle)
+    moved = launch_traffic(decoder.model, decoder.backend, middle)
     layers = layers_of(traced.names, config.layers)
     ran = what_ran(decoder)
     return Recording(

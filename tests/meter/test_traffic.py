@@ -2,21 +2,20 @@
 
 import pytest
 
-from harness.meter.traffic import token_traffic
+from harness.meter.traffic import launch_traffic, token_traffic
 from harness.model import open_model
-from harness.profile.traffic import kernel_traffic
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 @pytest.mark.parametrize("positions", [1, 2, 77])
 def test_kernels_together_move_what_the_token_moves(small_model, odd_shapes, backend, positions):
     for model in (small_model, *map(open_model, odd_shapes.values())):
-        moved = kernel_traffic(model, backend, positions)
+        moved = launch_traffic(model, backend, positions)
         assert sum(moved.values()) == token_traffic(model, backend, positions).total
 
 
 def test_terms_are_where_they_are_read(small_model):
-    c, moved = small_model.config, kernel_traffic(small_model, "cuda", 9)
+    c, moved = small_model.config, launch_traffic(small_model, "cuda", 9)
     cached = 2 * c.kv_width * 2  # keys and values of a layer's position, float16
     norms = 2 * c.head_dim * 4
     assert moved["append", 3] == norms + cached
