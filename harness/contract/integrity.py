@@ -57,7 +57,14 @@ def read_results(results: Path) -> Stored:
             sidecar = read_sidecar(path)
             sidecars.append(sidecar)
             for words, part in parts(sidecar):
-                by_run[sidecar.machine, sidecar.commit, words] = part
+                key = (sidecar.machine, sidecar.commit, words)
+                if key in by_run:
+                    what = (
+                        f"a second sidecar of {sidecar.benchmark}, beside {by_run[key].path.name}"
+                    )
+                    findings.append(Finding(path, what))
+                if key not in by_run or sidecar.sealed:
+                    by_run[key] = part
                 findings += [Finding(path, what) for what in _own_figures(part)]
         except Damaged as error:
             findings.append(Finding(path, str(error)))
@@ -123,7 +130,8 @@ def _of_file(
         yield f"commit_hash {commit!r} is not the one in its name"
         return
     results, columns = data.get("results"), data.get("result_columns")
-    if not isinstance(results, dict) or not isinstance(columns, list):
+    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
+    if not isinstance(results, dict) or not named:
         yield "no result file of asv (no results by columns)"
         return
     unvouched, used = defaultdict(list), set()
@@ -252,7 +260,13 @@ def plain(value: object) -> str:
         return str(value)
 
 
-def _close(left: object, right: float) -> bool:
-    if isinstance(left, bool) or not isinstance(left, int | float):
+def _close(left: object, right: object) -> bool:
+    values = []
+    for each in (left, right):
+        if isinstance(each, bool) or not isinstance(each, int | float):
+            return False
+        values.append(each)
+    try:
+        return math.isclose(*values, rel_tol=_REARRANGED, abs_tol=0)
+    except OverflowError:  # an integer beyond every float
         return False
-    return math.isclose(left, right, rel_tol=_REARRANGED, abs_tol=0)

@@ -174,7 +174,7 @@ def guarded_run(
     Raises
     ------
     Rejected
-        Where the guard rejects.
+        Where the guard rejects, or the tokens are not the argmaxes of the guarded logits.
 
     """
     cache = seeded_cache(decoder, workload)
@@ -183,6 +183,10 @@ def guarded_run(
     evidence = check(decoder, [*workload.prompt, *tokens], cache)
     if not (evidence.verdict.accepted or unguarded):
         raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
+    # What is reported as decoded must follow from the logits that were guarded.
+    behind = evidence.candidate_logits[len(workload.prompt) - 1 :][: len(tokens)]
+    if tokens != [int(row.argmax()) for row in behind] and not unguarded:
+        raise Rejected(["the tokens decoded are not the argmaxes of the guarded logits"])
     restart(decoder, cache)
     return GuardedRun(decoder, workload, tokens, evidence, unguarded=unguarded)
 

@@ -279,3 +279,39 @@ def test_any_number_changed_in_the_results_of_a_gpu_is_named(tmp_path, place):
     holder[last] = holder[last] * 1.01 + 1
     path.write_text(json.dumps(data))
     assert path in {finding.path for finding in read_results(results).findings}
+
+
+def test_a_second_sidecar_of_a_run_is_named_and_vouches_for_nothing(tmp_path):
+    """Unsealed, under another name, beside the sealed one: as a casual edit might leave it."""
+    results = shutil.copytree(COMMITTED, tmp_path / "results")
+    [sealed] = results.glob("nvidia-h200/evidence/1a296a3c-*Qwen3MoeDecode-depth=0.evidence")
+    data = json.loads(sealed.read_text())
+    del data[SEAL], data["figures"]
+    data["ms_per_token"]["median"] /= 2
+    second = sealed.with_name("1a296a3c-zzz.evidence")
+    second.write_text(json.dumps(data))
+    [path] = results.glob("nvidia-h200/1a296a3c-*.json")
+    stored = json.loads(path.read_text())
+    stored["results"]["decode.Qwen3MoeDecode.track_ms_per_token"][0][0] /= 2
+    path.write_text(json.dumps(stored))
+    found = {finding.path for finding in read_results(results).findings}
+    assert {second, path} <= found
+
+
+@pytest.mark.parametrize("column", [["result"], 3, None])
+def test_columns_without_names_are_a_finding(tmp_path, column):
+    results = shutil.copytree(COMMITTED, tmp_path / "results")
+    [path] = results.glob("nvidia-h200/1a296a3c-*.json")
+    data = json.loads(path.read_text())
+    data["result_columns"][2] = column
+    path.write_text(json.dumps(data))
+    assert path in {finding.path for finding in read_results(results).findings}
+
+
+def test_a_number_beyond_all_floats_and_a_text_are_findings(tmp_path):
+    results = shutil.copytree(COMMITTED, tmp_path / "results")
+    path = results / "amd-epyc-2c" / "8dfa664b-virtualenv-py3.11.json"
+    data = json.loads(path.read_text())
+    data["results"]["decode.EmbeddedDecode.track_ms_per_token"][0][0] = 10**400
+    path.write_text(json.dumps(data))
+    assert path in {finding.path for finding in read_results(results).findings}

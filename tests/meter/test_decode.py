@@ -105,3 +105,11 @@ def test_there_is_no_other_way_to_a_measurement(decoder):
     )
     with pytest.raises(Rejected):
         Measurement.accept([1.0], "ms", bad)
+
+
+def test_tokens_that_do_not_follow_from_the_guarded_logits_are_rejected(small_model):
+    decoder = open_decoder(small_model, backend="cpu", capacity=64)
+    generate = decoder.generate
+    decoder.generate = lambda *asked: [(token + 1) % 517 for token in generate(*asked)]
+    with pytest.raises(Rejected, match="not the argmaxes"):
+        measure_decode(decoder, Workload((1, 2, 3), 0, 4), check)
