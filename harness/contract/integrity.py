@@ -51,20 +51,21 @@ class Stored:
 
 def read_results(results: Path) -> Stored:
     """Read everything under ``results/`` and hold it against each other."""
-    sidecars, findings, by_run = [], [], {}
+    sidecars: list[Sidecar] = []
+    findings: list[Finding] = []
+    by_run: dict[tuple[str, str, tuple[str, ...]], Sidecar] = {}
     for path in sidecar_paths(results):
         try:
             sidecar = read_sidecar(path)
             sidecars.append(sidecar)
             for words, part in parts(sidecar):
                 key = (sidecar.machine, sidecar.commit, words)
-                if key in by_run:
-                    what = (
-                        f"a second sidecar of {sidecar.benchmark}, beside {by_run[key].path.name}"
-                    )
-                    findings.append(Finding(path, what))
-                if key not in by_run or sidecar.sealed:
-                    by_run[key] = part
+                other = by_run.get(key)
+                kept, left = (other, part) if other is not None and other.sealed else (part, other)
+                by_run[key] = kept
+                if left is not None:
+                    twice = f"a second sidecar of {sidecar.benchmark}, beside {kept.path.name}"
+                    findings.append(Finding(left.path, twice))
                 findings += [Finding(path, what) for what in _own_figures(part)]
         except Damaged as error:
             findings.append(Finding(path, str(error)))
@@ -130,8 +131,11 @@ def _of_file(
         yield f"commit_hash {commit!r} is not the one in its name"
         return
     results, columns = data.get("results"), data.get("result_columns")
-    named = isinstance(columns, list) and all(isinstance(column, str) for column in columns)
-    if not isinstance(results, dict) or not named:
+    if (
+        not isinstance(results, dict)
+        or not isinstance(columns, list)
+        or not all(isinstance(column, str) for column in columns)
+    ):
         yield "no result file of asv (no results by columns)"
         return
     unvouched, used = defaultdict(list), set()
