@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from harness.reference import Oracle
 
 MODES = ("free", "forced", "both")
-_CANDIDATE_PLAN = Plan(frozenset(REQUIRED))
+_CANDIDATE_PLAN = Plan(frozenset((*REQUIRED, "embedding")))
 _ORACLE_PLAN = Plan(frozenset((*REQUIRED, "embedding", "attn_out")))
 
 # Attention may add little to a long residual, and then its own rounding is lost in the
@@ -121,6 +121,7 @@ def guard(
     if candidate.numerics.cache == "f16":
         extra = extra.union(CACHED_STAGES)
     shown = Plan(_CANDIDATE_PLAN.stages | extra)
+    entered = None
     free = forced = free_evidence = forced_evidence = None
     if mode != "forced":
         free = _run(candidate, ids, cache, shown)
@@ -131,6 +132,7 @@ def guard(
     if free is not None:
         if keep is not None:
             keep(free.captures, truth.captures)
+        entered = rel_l2(free.stage("embedding", 0), truth.stage("embedding", 0))
         free_evidence = _Comparison(oracle, truth, replay, tolerance)(free, forced=False)
     if mode != "free":
         layers = range(candidate.model.config.layers)
@@ -144,6 +146,7 @@ def guard(
         free_evidence if "free" in judged else None,
         forced_evidence if "forced" in judged else None,
         oracle_finite=all(np.isfinite(row).all() for row in truth.logits),
+        entered=entered,
     )
     main = free or forced
     if main is None:

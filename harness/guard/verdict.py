@@ -17,19 +17,28 @@ if TYPE_CHECKING:
     from harness.numerics import Limits, Tolerance
 
 
+# A row of the embedding is dequantised, no more: float32 rounds each value a few times.
+_ENTERED = 1e-6
+
+
 def judge(
     tolerance: Tolerance,
     free: PassEvidence | None,
     forced: PassEvidence | None,
     *,
     oracle_finite: bool,
+    entered: NDArray[np.float64] | None = None,
 ) -> tuple[tuple[Finding, ...], Verdict]:
     """Judge the passes given; a pass that is None is not judged.
 
     Returns every finding (the worst of its kind, with the layer and position), and the verdict:
-    rejected for each finding beyond its limit, and where there is nothing to judge.
+    rejected for each finding beyond its limit, and where there is nothing to judge. ``entered`` is
+    the error of what entered the first layer, free-running, ``[positions]``: a teacher-forced pass
+    does not show it, and it is judged where that pass alone is, too.
     """
     findings: list[Finding] = []
+    if entered is not None:
+        findings.append(_worst("embedding rel_l2", entered, _ENTERED))
     for name, seen, limits in (
         ("free-running", free, tolerance.free),
         ("teacher-forced", forced, tolerance.forced),
