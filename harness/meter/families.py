@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import Rejected
-from harness.meter.commit import provenance
-from harness.meter.decode import restart, seeded_cache
+from harness.meter.decode import restart, seeded_cache, what_ran
 from harness.meter.lock import measuring
 from harness.meter.measurement import Measurement
 from harness.meter.stopping import StoppingRule
@@ -160,13 +159,7 @@ def measure_families(
         evidence=evidence,
         bandwidth=bandwidth,
         conditions=instruments.to_json(),
-        ran={
-            **decoder.ran(),
-            "model": decoder.model.name,
-            "model_fingerprint": decoder.model.fingerprint,
-            "numerics": decoder.numerics.name,
-            **provenance(),
-        },
+        ran=what_ran(decoder),
     )
 
 
