@@ -57,8 +57,10 @@ class PassEvidence:
 
     Arrays are ``[layers, positions]`` unless said otherwise. ``attention_rel_l2`` is the error
     of ``post_attn_residual`` relative to what attention added (forced) or to the whole residual
-    (free). ``*_row`` are worst rows, ``[layers]``. ``cached_*``: values that a float16 cache was
-    given, and those that the oracle took from the candidate (``guard.replay``). Of the candidate
+    (free). ``*_row`` are worst rows, ``[layers]``. ``cached_rel_l2``: errors of ``keys`` and
+    ``values`` before a float16 cache rounds them, the worst head's, empty where no such cache is
+    replayed; ``cached_values``, ``cached_replayed``: values that it was given, and those that the
+    oracle took from the candidate (``guard.replay``). Of the candidate
     alone: ``router_sum`` is what its k weights sum to; ``non_finite`` counts the values of every
     required stage that are NaN or infinite; ``lengths`` are values a position, by stage.
     ``routing_margin``: the oracle's logit of its last expert chosen, less that of the best left
@@ -81,6 +83,7 @@ class PassEvidence:
     logits_row: float
     argmax_agree: int
     argmax_margins: tuple[tuple[int, int, int, float, float], ...]
+    cached_rel_l2: Mapping[str, NDArray[np.float64]]
     cached_values: int
     cached_replayed: int
     router_sum: NDArray[np.float64]
@@ -257,6 +260,10 @@ def _summary(seen: PassEvidence | None) -> dict[str, object] | None:
         "worst_logits_cosine": finite_or_none(float(seen.logits_cosine.min())),
         "worst_logits_rel_l2": finite_or_none(float(seen.logits_rel_l2.max())),
         "argmax_agree": seen.argmax_agree,
+        **{
+            f"worst_cached_{what}_rel_l2": finite_or_none(float(values.max()))
+            for what, values in seen.cached_rel_l2.items()
+        },
         "cached_values": seen.cached_values,
         "cached_replayed": seen.cached_replayed,
         "worst_router_sum_error": finite_or_none(float(np.abs(seen.router_sum - 1).max())),

@@ -188,6 +188,12 @@ def _zeroed_row(model: Model) -> dict[str, NDArray[np.uint8]]:
     return {tensor.name: blocks}
 
 
+def _wrong_embedding(model: Model) -> dict[str, NDArray[np.uint8]]:
+    """Read every token's row where the next token's lies."""
+    tensor = model["token_embd.weight"]
+    return {tensor.name: np.roll(tensor.blocks, -1, axis=0)}
+
+
 def _wrong_nibbles(model: Model) -> dict[str, NDArray[np.uint8]]:
     """Read the high nibble plane where the low one belongs, and the other way round."""
     tensor = _with_nibbles(model)
@@ -252,6 +258,7 @@ FAULTS = (
         why_not=_takes_all,
     ),
     Fault("silu_on_wrong_factor", "gate * silu(up)", "silu_on_wrong_factor"),
+    Fault("wrong_embedding", "the next token's embedding", blocks=_wrong_embedding),
     Fault("zeroed_row", "one row of zeros", blocks=_zeroed_row),
     Fault(
         "wrong_nibble_plane",

@@ -70,7 +70,8 @@ class CandidateReplay:
         """Return what the candidate keeps, where something within the bound rounds to it.
 
         The bound is ``cache_epsilon`` times the length of the head's vector: as in a tie of
-        experts, what the numerics' rounding may do to a value of it.
+        experts, what the numerics' rounding may do to a value of it. A head that is off as a whole,
+        by less a value, is taken too: ``cached_errors`` is what it is judged by.
         """
         captures, epsilon = self._captures, self._tolerance.cache_epsilon
         if captures is None or not epsilon or (CACHED_STAGES[0], layer) not in captures[0]:
@@ -79,6 +80,8 @@ class CandidateReplay:
         keys = np.stack([capture["k_post_rope", layer] for capture in captures[place]])
         width = keys.shape[1]
         values = np.stack([capture["qkv_matmul", layer][-width:] for capture in captures[place]])
+        if keys.size + values.size != own.size:
+            return None  # of another length: nothing of it is taken, and the comparison rejects it
         reach = epsilon * np.linalg.norm(own, axis=-1, keepdims=True)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN are not taken
             kept = np.stack([keys, values]).reshape(own.shape).astype(np.float16)
@@ -88,3 +91,28 @@ class CandidateReplay:
         self.cached_values += own.size
         self.cached_replayed += int((within & (kept != mine)).sum())
         return np.where(within, kept, mine).astype(np.float64)
+
+
+def cached_errors(
+    candidate: Sequence[Capture], truth: Sequence[Capture], layer: int, head_dim: int
+) -> dict[str, NDArray[np.float64]]:
+    """``|candidate - oracle| / |oracle|`` of what goes into the cache, before it is rounded.
+
+    Returns ``keys`` and ``values``, each ``[positions]``, the worst head's; infinite where the
+    candidate's are not finite or not as many. A head shorter than its position's others counts as
+    one of their length (root mean square).
+    """
+    width = truth[0]["k_post_rope", layer].shape[0]
+    found = {}
+    for what, stage in zip(("keys", "values"), CACHED_STAGES, strict=True):
+        true, mine = ([seen[stage, layer] for seen in captures] for captures in (truth, candidate))
+        pairs = zip(mine, true, strict=True)
+        if any(a.shape != b.shape or not np.isfinite(a).all() for a, b in pairs):
+            found[what] = np.full(len(truth), np.inf)
+            continue
+        heads = np.stack(true)[:, -width:].astype(np.float64).reshape(len(true), -1, head_dim)
+        error = np.stack(mine)[:, -width:].astype(np.float64).reshape(heads.shape) - heads
+        lengths = np.linalg.norm(heads, axis=-1)
+        typical = np.sqrt(np.mean(lengths**2, axis=-1, keepdims=True))
+        found[what] = (np.linalg.norm(error, axis=-1) / np.maximum(lengths, typical)).max(-1)
+    return found

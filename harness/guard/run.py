@@ -11,7 +11,7 @@ from harness.errors import BadInput
 from harness.guard.distance import cosine, rel_l2, worst_row
 from harness.guard.evidence import Evidence, PassEvidence
 from harness.guard.peer import PeerReference
-from harness.guard.replay import CACHED_STAGES, CandidateReplay
+from harness.guard.replay import CACHED_STAGES, CandidateReplay, cached_errors
 from harness.guard.routing import Swap, compare_sets, renormalised, valid_ids
 from harness.guard.verdict import judge
 from harness.stages import REQUIRED, Capture, Plan
@@ -56,6 +56,10 @@ class _Pass:
             for key in capture.keys()  # noqa: SIM118 - a capture is no mapping
             if key[0] in REQUIRED
         )
+
+    def finite(self) -> bool:
+        """Whether every logit is a finite number."""
+        return all(bool(np.isfinite(row).all()) for row in self.logits)
 
     def lengths(self) -> dict[str, int]:
         """Values a position: of a layer's output, and of the logits."""
@@ -129,6 +133,7 @@ def guard(
     # Each pass is held against an oracle that replays it: what falls either way by rounding may
     # fall otherwise in the other pass.
     truth, replay = truths.of(free if "free" in judged else None)
+    finite = truth.finite()
     if free is not None:
         if keep is not None:
             keep(free.captures, truth.captures)
@@ -140,12 +145,13 @@ def guard(
         inputs = true_inputs.astype(np.float32)
         forced = _run(candidate, ids, cache, shown, inputs)
         truth, replay = truths.of(forced, inputs)
+        finite = finite and truth.finite()
         forced_evidence = _Comparison(oracle, truth, replay, tolerance)(forced, forced=True)
     findings, verdict = judge(
         tolerance,
         free_evidence if "free" in judged else None,
         forced_evidence if "forced" in judged else None,
-        oracle_finite=all(np.isfinite(row).all() for row in truth.logits),
+        oracle_finite=finite,
         entered=entered,
     )
     main = free or forced
@@ -238,6 +244,7 @@ class _Comparison:
         self, oracle: Oracle, truth: _Pass, replay: CandidateReplay, tolerance: Tolerance
     ) -> None:
         self.oracle, self.truth, self.replay = oracle, truth, replay
+        self.tolerance = tolerance
         self.seen, self.epsilon = replay.seen, tolerance.tie_epsilon
         self.layers = oracle.config.layers
         self.positions = len(truth.captures)
@@ -249,6 +256,9 @@ class _Comparison:
         )
         moe_row, attention_row = np.empty(self.layers), np.empty(self.layers)
         router_sum = np.empty(shape)
+        cached: dict[str, NDArray[np.float64]] = {}
+        if self.tolerance.cache_epsilon:
+            cached = {"keys": np.empty(shape), "values": np.empty(shape)}
         swaps: list[Swap] = []
         for layer in range(self.layers):
             found, weight[layer], weight_cosine[layer] = self._routing(got, layer)
@@ -270,6 +280,12 @@ class _Comparison:
             # oracle's it is taken from the parts, not from the oracle's own layer.
             out = got.stage("post_ffn_residual", layer)
             residual[layer] = rel_l2(out, true_after + true_moe)
+            if cached:
+                found_errors = cached_errors(
+                    got.captures, self.truth.captures, layer, self.oracle.config.head_dim
+                )
+                for what, values in found_errors.items():
+                    cached[what][layer] = values
         logits, true_logits = np.stack(got.logits).astype(np.float64), np.stack(self.truth.logits)
         margins = self._argmaxes(logits, true_logits)
         return PassEvidence(
@@ -289,6 +305,7 @@ class _Comparison:
             logits_row=worst_row(logits, true_logits),
             argmax_agree=self.positions - len(margins),
             argmax_margins=tuple(margins),
+            cached_rel_l2=cached,
             cached_values=self.replay.cached_values,
             cached_replayed=self.replay.cached_replayed,
             router_sum=router_sum,

@@ -61,6 +61,7 @@ def judge(
 def _numbers(
     name: str, seen: PassEvidence, limits: Limits, tolerance: Tolerance
 ) -> Iterator[Finding]:
+    cached = sorted(seen.cached_rel_l2.items())
     for what, values, limit in (
         ("moe_ffn_out rel_l2", seen.moe_rel_l2, limits.rel_l2),
         ("post_attn_residual rel_l2", seen.attention_rel_l2, limits.rel_l2),
@@ -72,6 +73,7 @@ def _numbers(
         ("moe_ffn_out row rel_l2", seen.moe_row, limits.row_rel_l2),
         ("post_attn_residual row rel_l2", seen.attention_row, limits.row_rel_l2),
         ("logits row rel_l2", np.array(seen.logits_row), limits.row_rel_l2),
+        *((f"cached {what} rel_l2", errors, limits.rel_l2) for what, errors in cached),
     ):
         yield _worst(f"{name} {what}", values, limit)
 

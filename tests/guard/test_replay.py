@@ -1,13 +1,17 @@
 """Replay of what a float16 cache keeps: near the middle of two steps, and nowhere else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from harness.backends.cpu.decoder import CpuDecoder
 from harness.guard.faults import seeded_prompts
-from harness.guard.replay import CandidateReplay
+from harness.guard.replay import CandidateReplay, cached_errors
+from harness.guard.run import guard
 from harness.model import open_model
 from harness.model.embedded import path as embedded_path
-from harness.numerics import CUDA_NUMERICS
+from harness.numerics import CUDA_NUMERICS, NUMERICS
 from harness.reference import Oracle
 from harness.stages import Capture, Plan
 
@@ -55,6 +59,59 @@ def test_without_a_bound_or_without_the_stages_the_oracle_rounds_its_own():
     assert CandidateReplay([capture], TOLERANCE, 0).cached(0, own, 0) is None
     assert CandidateReplay(None, TOLERANCE, 0).cached(0, own, 0) is None
     assert CandidateReplay([capture], CUDA_NUMERICS["q8_k"].tolerance, 0).cached(0, own, 0) is None
+
+
+def kept_by(decoder, scale, *, seen):
+    """Make a CPU decoder scale its values, where the trace sees it or behind its back."""
+    kv_width = decoder.model.config.kv_width
+    if not seen:
+        kept = decoder._kept
+        decoder._kept = lambda layer, k, v: kept(layer, k, v * np.float32(scale))
+        return decoder
+    product, matrices = decoder._product, [layer.qkv for layer in decoder._layers]
+
+    def scaled(matrix, x):
+        out = product(matrix, x)
+        if any(matrix is qkv for qkv in matrices):
+            out[-kv_width:] *= np.float32(scale)
+        return out
+
+    decoder._product = scaled
+    return decoder
+
+
+@pytest.mark.parametrize("scale", [1, 1.00005])
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("mode", ["forced", "both"])
+def test_replay_does_not_excuse_values_that_are_off_as_a_whole(mode, seen, scale):
+    """Each value is within what is replayed; the head is not within what is tolerated."""
+    model = open_model(embedded_path())
+    numerics = replace(NUMERICS["f32"], cache="f16", tolerance=TOLERANCE)
+    ids = seeded_prompts(model.config.vocab, 1, 12)[0]
+    candidate = kept_by(CpuDecoder(model, numerics, 12), scale, seen=seen)
+    evidence = guard(candidate, Oracle(model, capacity=12, cache="f16"), ids, mode=mode)
+    assert evidence.verdict.accepted is (scale == 1), evidence.verdict.reasons
+    if scale == 1:
+        assert 0 < evidence.forced.cached_rel_l2["values"].max() < 2e-6
+    elif seen:
+        assert any("cached values" in reason for reason in evidence.verdict.reasons)
+
+
+def test_keys_of_another_length_or_not_finite_are_infinitely_far_and_not_taken():
+    good = Capture(PLAN)
+    good.put("k_post_rope", 0, np.ones(8, np.float32))
+    good.put("qkv_matmul", 0, np.ones(32, np.float32))
+    for keys in (np.ones(6, np.float32), np.full(8, np.nan, np.float32)):
+        bad = Capture(PLAN)
+        bad.put("k_post_rope", 0, keys)
+        bad.put("qkv_matmul", 0, np.ones(32, np.float32))
+        found = cached_errors([bad], [good], 0, head_dim=4)
+        assert (found["keys"][0], found["values"][0]) == (np.inf, 0)
+    own = np.ones((2, 1, 2, 4))
+    short = Capture(PLAN)
+    short.put("k_post_rope", 0, np.ones(6, np.float32))
+    short.put("qkv_matmul", 0, np.ones(32, np.float32))
+    assert CandidateReplay([short], TOLERANCE, 0).cached(0, own, 0) is None
 
 
 def test_half_way_rounding_is_what_sets_two_right_caches_apart():
