@@ -1,5 +1,6 @@
 """Guarded decode: time per token, tokens per second, memory, share of the roofline."""
 
+from benchmarks.selection import DEPTHS, depths, require
 from harness import tracking
 
 
@@ -37,15 +38,15 @@ class EmbeddedDecode:
 class Qwen3MoeDecode:
     """Qwen3-30B-A3B, Q4_K_M, on the GPU: 128 tokens after a prompt of three."""
 
-    params = [0, 512, 4096, 32768]
+    params = DEPTHS
     param_names = ["depth"]
     timeout = 1800
 
     def setup_cache(self):
-        return tracking.qwen3moe_decode("decode.Qwen3MoeDecode", self.params)
+        return tracking.qwen3moe_decode("decode.Qwen3MoeDecode", depths(self.params))
 
     def setup(self, outcomes, depth):
-        outcomes[depth].require()
+        require(outcomes, depth)
 
     def track_ms_per_token(self, outcomes, depth):
         return outcomes[depth].figures["ms_per_token"]

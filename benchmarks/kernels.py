@@ -1,5 +1,6 @@
 """Kernels by themselves, guarded and cold: time, bytes per second, share of the roofline."""
 
+from benchmarks.selection import depths, numerics, require
 from harness import tracking
 from harness.numerics import CUDA_NUMERICS
 
@@ -56,10 +57,11 @@ class CudaFamilies:
     timeout = 1800
 
     def setup_cache(self):
-        return tracking.cuda_families("kernels.CudaFamilies", *self.params)
+        families, known = self.params
+        return tracking.cuda_families("kernels.CudaFamilies", families, numerics(known))
 
     def setup(self, outcomes, family, numerics):
-        outcomes[family, numerics].require()
+        require(outcomes, family, numerics)
 
     def track_microseconds(self, outcomes, family, numerics):
         return outcomes[family, numerics].figures["microseconds"]
@@ -83,10 +85,10 @@ class CudaAttention:
     timeout = 1800
 
     def setup_cache(self):
-        return tracking.cuda_attention("kernels.CudaAttention", self.params)
+        return tracking.cuda_attention("kernels.CudaAttention", depths(self.params))
 
     def setup(self, outcomes, depth):
-        outcomes[depth].require()
+        require(outcomes, depth)
 
     def track_microseconds(self, outcomes, depth):
         return outcomes[depth].figures["microseconds"]

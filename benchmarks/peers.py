@@ -1,20 +1,21 @@
 """Peers on the same file: their own figures, without a guard, to set beside ``decode``."""
 
+from benchmarks.selection import DEPTHS, depths, require
 from harness import tracking
 
 
 class LlamaBench:
     """llama.cpp's llama-bench on the 30B model: n/a where no binary is pointed to."""
 
-    params = [0, 512, 4096, 32768]
+    params = DEPTHS
     param_names = ["depth"]
     timeout = 3600
 
     def setup_cache(self):
-        return tracking.peers("peers.LlamaBench", self.params)
+        return tracking.peers("peers.LlamaBench", depths(self.params))
 
     def setup(self, outcomes, depth):
-        outcomes[depth].require()
+        require(outcomes, depth)
 
     def track_ms_per_token(self, outcomes, depth):
         return outcomes[depth].figures["ms_per_token"]

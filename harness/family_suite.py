@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.backends import turned_to
+from harness.decoder import FamilyTimed
 from harness.guard import guard
 from harness.meter.decode import Workload
 from harness.meter.families import FamiliesMeasurement, measure_families
-from harness.numerics import find_numerics
 from harness.suite import DecodeSession, open_oracle
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from harness.backends.cuda.decoder import CudaDecoder
     from harness.decoder import Decoder
     from harness.guard import Evidence
     from harness.meter.stopping import StoppingRule
@@ -90,18 +90,17 @@ class FamilySession(DecodeSession):
             self._oracle.close()
             self._oracle = None
 
-    def _turned_to(self, name: str | None, capacity: int) -> CudaDecoder:
-        """Open a decoder of that numerics, with the last one's weights if it can read them."""
-        from harness.backends.cuda.decoder import CudaDecoder  # noqa: PLC0415 - needs CUDA
-
-        numerics, last = find_numerics(name, "cuda"), self._decoder
-        if isinstance(last, CudaDecoder) and last.shares_weights_with(numerics):
-            decoder = last.sibling(capacity, numerics)
-            last.close()
-        else:
-            if last is not None:
-                last.close()
-                self._decoder = None
-            decoder = CudaDecoder(self._model, numerics, capacity, self._device, self._plant)
-        self._decoder = decoder
+    def _turned_to(self, name: str | None, capacity: int) -> FamilyTimed:
+        last, self._decoder = self._decoder, None  # closed, whatever comes
+        decoder = self._decoder = turned_to(
+            last,
+            self._model,
+            backend="cuda",
+            numerics=name,
+            capacity=capacity,
+            device=self._device,
+            plant=self._plant,
+        )
+        if not isinstance(decoder, FamilyTimed):
+            raise TypeError(f"the {decoder.backend} backend cannot time its kernel families")
         return decoder

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.backends import chosen_backend, open_decoder
+from harness.backends import chosen_backend, turned_to
 from harness.errors import Rejected
 from harness.guard import guard
 from harness.guard.peer import PeerReference
@@ -156,6 +156,7 @@ def ladder(
     instruments = instruments_of(device, watched)
     oracles = _Oracles(model, len(ids) + tokens, device)
     rungs, ran = [], {}
+    decoder: Decoder | None = None
     try:
         tracks: dict[tuple[str, str], Track] = {}
         every = all_numerics(chosen)
@@ -164,27 +165,28 @@ def ladder(
                 progress(f"reference with {activation} activations, {cache} cache")
                 tracks[activation, cache] = oracle_track(oracles.of(activation, cache), ids)
         for numerics in every:
-            decoder = open_decoder(
+            last, decoder = decoder, None  # closed, whatever comes
+            decoder = turned_to(
+                last,
                 model,
                 backend=chosen,
                 numerics=numerics.name,
                 capacity=len(ids) + tokens,
                 device=device,
             )
-            try:
-                got = decoder_track(decoder, ids)
-                drifts = {
-                    activation: drift(got, tracks[activation, numerics.cache])
-                    for activation in ("f32", "q8_k")
-                }
-                oracle = oracles.of(numerics.oracle_activation, numerics.cache)
-                rung = _timed(decoder, oracle, ids, tokens, drifts, instruments, rule)
-                ran = dict(decoder.ran())
-            finally:
-                decoder.close()
+            got = decoder_track(decoder, ids)
+            drifts = {
+                activation: drift(got, tracks[activation, numerics.cache])
+                for activation in ("f32", "q8_k")
+            }
+            oracle = oracles.of(numerics.oracle_activation, numerics.cache)
+            rung = _timed(decoder, oracle, ids, tokens, drifts, instruments, rule)
+            ran = dict(decoder.ran())
             rungs.append(rung)
             progress(f"{numerics.name}: {'rejected' if rung.reasons else 'accepted'}")
     finally:
+        if decoder is not None:
+            decoder.close()
         oracles.close()
         if watched is not None:
             watched.close()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("cpu", "cuda")
 
-__all__ = ["BACKENDS", "PLANTS", "chosen_backend", "open_decoder"]
+__all__ = ["BACKENDS", "PLANTS", "chosen_backend", "open_decoder", "turned_to"]
 
 
 def open_decoder(
@@ -70,6 +70,36 @@ def open_decoder(
     from harness.backends.cuda.decoder import CudaDecoder  # noqa: PLC0415
 
     return CudaDecoder(model, rounding, capacity, device, plant)
+
+
+def turned_to(
+    last: Decoder | None,
+    model: Model,
+    *,
+    backend: str,
+    numerics: str | None,
+    capacity: int,
+    device: int = 0,
+    plant: str | None = None,
+) -> Decoder:
+    """Open a decoder of another numerics, on the last one's weights if it can read them.
+
+    The last one is closed: two forms of the weights are never on a GPU at a time.
+    """
+    if backend == "cuda" and last is not None:
+        from harness.backends.cuda.decoder import CudaDecoder  # noqa: PLC0415
+
+        rounding = find_numerics(numerics, backend)
+        if isinstance(last, CudaDecoder) and last.shares_weights_with(rounding):
+            try:
+                return last.sibling(capacity, rounding)
+            finally:
+                last.close()
+    if last is not None:
+        last.close()
+    return open_decoder(
+        model, backend=backend, numerics=numerics, capacity=capacity, device=device, plant=plant
+    )
 
 
 def chosen_backend(backend: str) -> str:
