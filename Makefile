@@ -74,6 +74,12 @@ pictures: .venv/installed
 kills: .venv/installed
 	MOE_HARNESS_KILLS=10 $(BIN)/python -m pytest tests/history/test_saving.py
 
+# On a GPU host: does asv see a planted 5 %, and nothing between equal commits (docs/history.md)?
+EQUAL ?= 11
+.PHONY: slowdown
+slowdown: .venv/installed
+	PYTHONPATH=tests $(BIN)/python -m helpers.slowdown .asv/slowdown "$(MACHINE)" $(EQUAL) > .asv/slowdown.json
+
 clean:
 	rm -rf .venv .asv
 

@@ -151,6 +151,7 @@ class FamilyClock(Protocol):
         """Free what it holds; the decoder is rewound before it decodes again."""
 
 
+@runtime_checkable
 class FamilyTimed(Decoder, Protocol):
     """A decoder whose kernel families can be timed by themselves."""
 

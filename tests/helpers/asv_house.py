@@ -18,12 +18,14 @@ def our_conf():
     return json.loads("\n".join(line for line in lines if not line.strip().startswith("//")))
 
 
-def git(folder, *arguments, check=True):
+def git(folder, *arguments, check=True, date=None):
     identity = {
         f"GIT_{who}_{what}": "tests@example.invalid" if what == "EMAIL" else "tests"
         for who in ("AUTHOR", "COMMITTER")
         for what in ("NAME", "EMAIL")
     }
+    if date is not None:
+        identity |= {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
     answer = subprocess.run(
         ["git", "-C", str(folder), *arguments],
         capture_output=True,
@@ -47,11 +49,8 @@ def commit_times(folder, count):
     made = []
     for number in range(count):
         seconds = 1_700_000_000 + 60 * number
-        os.environ["GIT_AUTHOR_DATE"] = os.environ["GIT_COMMITTER_DATE"] = f"{seconds} +0000"
-        try:
-            git(folder, "commit", "--quiet", "--allow-empty", "-m", f"commit {number}")
-        finally:
-            del os.environ["GIT_AUTHOR_DATE"], os.environ["GIT_COMMITTER_DATE"]
+        message = f"commit {number}"
+        git(folder, "commit", "--quiet", "--allow-empty", "-m", message, date=f"{seconds} +0000")
         made.append((git(folder, "rev-parse", "HEAD"), seconds * 1000))
     return made
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from harness import laboratory
+from harness import backends, laboratory
 from harness.backends import open_decoder
 from harness.guard import guard
 from harness.guard.faults import seeded_prompts
@@ -58,9 +58,9 @@ def test_each_rung_is_near_the_reference_of_its_own_format_alone(climbed):
 
 def test_a_rung_that_the_guard_rejects_has_its_drift_and_no_time(small_model, ids, monkeypatch):
     def planted(*args, **kwargs):
-        return open_decoder(*args, **kwargs, plant="drop_top_expert")
+        return open_decoder(*args, **{**kwargs, "plant": "drop_top_expert"})
 
-    monkeypatch.setattr(laboratory, "open_decoder", planted)
+    monkeypatch.setattr(backends, "open_decoder", planted)
     data = laboratory.ladder(small_model, ids, backend="cpu", tokens=3, rule=RULE)
     for rung in data["rungs"]:
         assert rung["us_per_token"] is None
