@@ -85,7 +85,7 @@ def plant(house, machine):
         for name, text in slowed(sources, what, cycles[what]).items():
             (kernels / name).write_text(text)
         message = f"Planted: {what} slower by {SHARE:.0%}, {cycles[what]} cycles a launch"
-        git(house, "commit", "--quiet", "--all", "--message", message, date=date)
+        git(house, "commit", "--quiet", "--message", message, "--", "kernels", date=date)
         planted[what] = git(house, "rev-parse", "HEAD")
         git(house, "checkout", "--quiet", "--detach", head)
     return planted
