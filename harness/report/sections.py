@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.report.charts import Bar, Line, Mark, bars, legend, lines, losses
-from harness.report.markup import Markup, join, tag
+from harness.draw.chart import Line, Mark
+from harness.draw.markup import Markup, join, tag
+from harness.report.charts import Bar, bars, legend, lines, losses
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterable, Sequence
 
+    from harness.draw.markup import Child
     from harness.report.contract import Contract
-    from harness.report.markup import Child
     from harness.report.model import Machine, Report
     from harness.report.series import Point, Series
     from harness.report.sidecars import Decode, Kernel, Origin, Parity, Peer, Rejection
