@@ -13,7 +13,7 @@ from harness.draw.scales import Scale, few, powers, round_ticks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from harness.draw.drawing import Drawing
+    from harness.draw.drawing import Drawing, Point
 
 _SMALL = 11.5
 _MOST_TICKS = 6
@@ -26,7 +26,7 @@ _HALF, _SHARE = 0.5, 0.068
 class Mark:
     """A value at a place on the x axis; None: failed there. ``told``: to whom points at it.
 
-    ``low`` and ``high`` are the ends of its interval.
+    ``low`` and ``high`` are the ends of its interval; ``word`` is written above it.
     """
 
     x: float
@@ -34,6 +34,7 @@ class Mark:
     told: str
     low: float | None = None
     high: float | None = None
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,16 @@ def _line(
         if mark.value is None:
             drawing.cross(x, up.start - 8, mark.told)
         elif drawable(mark.value):
-            if mark.low is not None and mark.high is not None:
-                drawing.line((x, up(mark.low)), (x, up(mark.high)), colour, width=1.2)
-            drawing.mark(number, x, up(mark.value), mark.told)
+            _mark(drawing, number, mark, (x, up(mark.value)), up)
+
+
+def _mark(drawing: Drawing, number: int, mark: Mark, at: Point, up: Scale) -> None:
+    x, y = at
+    if mark.low is not None and mark.high is not None:
+        drawing.line((x, up(mark.low)), (x, up(mark.high)), series_colour(number), width=1.2)
+    drawing.mark(number, x, y, mark.told)
+    if mark.word:
+        drawing.text(x, y - 11, mark.word, size=_SMALL, anchor="middle", bold=True, over=True)
 
 
 def _drawable(value: float, chart: Chart) -> bool:
