@@ -13,7 +13,7 @@ from harness.draw.scales import Scale, few, powers, round_ticks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from harness.draw.drawing import Drawing, Point
+    from harness.draw.drawing import Drawing
 
 _SMALL = 11.5
 _MOST_TICKS = 6
@@ -86,21 +86,33 @@ class Box:
     bottom: float
 
 
+@dataclass(frozen=True)
+class _Plane:
+    """Where values stand on the paper."""
+
+    across: Scale
+    up: Scale
+
+    def has(self, value: float) -> bool:
+        """Whether a value has a place on the y axis."""
+        return _drawable(value, log=self.up.log)
+
+
 def draw(drawing: Drawing, chart: Chart, box: Box) -> None:
     """Draw a chart."""
     marks = [mark for line in chart.lines for mark in line.marks]
-    if not any(mark.value is None or _drawable(mark.value, chart) for mark in marks):
+    if not any(mark.value is None or _drawable(mark.value, log=chart.log) for mark in marks):
         drawing.text(box.left, (box.top + box.bottom) / 2, "nothing to draw", colour="quiet")
         return
-    across = _across([mark.x for mark in marks] + [x for x, _ in chart.places], box)
     up, ticks = _up(marks, chart, box)
+    plane = _Plane(_across([*(mark.x for mark in marks), *(x for x, _ in chart.places)], box), up)
     for tick, name in ticks:
         _rule(drawing, up(tick), name, box)
-    _places(drawing, chart, across, box)
-    if chart.limit is not None and _drawable(chart.limit[0], chart):
+    _places(drawing, chart, plane.across, box)
+    if chart.limit is not None and plane.has(chart.limit[0]):
         _limit(drawing, *chart.limit, up, box)
     for number, line in enumerate(chart.lines):
-        _line(drawing, number, line, across, up, lambda value: _drawable(value, chart))
+        _line(drawing, number, line, plane)
 
 
 def legend(
@@ -140,8 +152,10 @@ def _across(values: Sequence[float], box: Box) -> Scale:
 def _up(marks: Sequence[Mark], chart: Chart, box: Box) -> tuple[Scale, list[tuple[float, str]]]:
     """Scale of the y axis, and its ticks with their names."""
     limit = [] if chart.limit is None else [chart.limit[0]]
-    told = [value for mark in marks for value in (mark.value, mark.high)]
-    values = [value for value in (*told, *limit) if value is not None and _drawable(value, chart)]
+    told = [value for mark in marks for value in (mark.low, mark.value, mark.high)]
+    values = [
+        value for value in (*told, *limit) if value is not None and _drawable(value, log=chart.log)
+    ]
     values = values or [1.0]  # all failed
     if chart.log:
         whole = powers(min(values), max(values))
@@ -185,40 +199,38 @@ def _limit(drawing: Drawing, value: float, name: str, up: Scale, box: Box) -> No
     drawing.text(box.right, y, name, colour="warn", size=_SMALL, anchor="end", over=True)
 
 
-def _line(
-    drawing: Drawing,
-    number: int,
-    line: Line,
-    across: Scale,
-    up: Scale,
-    drawable: Callable[[float], bool],
-) -> None:
-    colour = series_colour(number)
-    stretches: list[list[tuple[float, float]]] = [[]]
+def _line(drawing: Drawing, number: int, line: Line, plane: _Plane) -> None:
+    if line.joined:
+        for stretch in _stretches(line, plane):
+            drawing.path(stretch, series_colour(number), width=1.8)
     for mark in line.marks:
         if mark.value is None:
-            stretches.append([])
-        elif drawable(mark.value):
-            stretches[-1].append((across(mark.x), up(mark.value)))
-    for stretch in stretches:
-        if line.joined and len(stretch) > 1:
-            drawing.path(stretch, colour, width=1.8)
+            drawing.cross(plane.across(mark.x), plane.up.start - 8, mark.told)
+        elif plane.has(mark.value):
+            _mark(drawing, number, mark, plane.up(mark.value), plane)
+
+
+def _stretches(line: Line, plane: _Plane) -> list[list[tuple[float, float]]]:
+    """Points to be joined: a failure ends a stretch, and one point makes none."""
+    found: list[list[tuple[float, float]]] = [[]]
     for mark in line.marks:
-        x = across(mark.x)
         if mark.value is None:
-            drawing.cross(x, up.start - 8, mark.told)
-        elif drawable(mark.value):
-            _mark(drawing, number, mark, (x, up(mark.value)), up)
+            found.append([])
+        elif plane.has(mark.value):
+            found[-1].append((plane.across(mark.x), plane.up(mark.value)))
+    return [stretch for stretch in found if len(stretch) > 1]
 
 
-def _mark(drawing: Drawing, number: int, mark: Mark, at: Point, up: Scale) -> None:
-    x, y = at
-    if mark.low is not None and mark.high is not None:
-        drawing.line((x, up(mark.low)), (x, up(mark.high)), series_colour(number), width=1.2)
+def _mark(drawing: Drawing, number: int, mark: Mark, y: float, plane: _Plane) -> None:
+    x = plane.across(mark.x)
+    interval = [end for end in (mark.low, mark.high) if end is not None and plane.has(end)]
+    if len(interval) == 2:
+        low, high = map(plane.up, interval)
+        drawing.line((x, low), (x, high), series_colour(number), width=1.2)
     drawing.mark(number, x, y, mark.told)
     if mark.word:
         drawing.text(x, y - 11, mark.word, size=_SMALL, anchor="middle", bold=True, over=True)
 
 
-def _drawable(value: float, chart: Chart) -> bool:
-    return math.isfinite(value) and (value > 0 or not chart.log)
+def _drawable(value: float, *, log: bool) -> bool:
+    return math.isfinite(value) and (value > 0 or not log)

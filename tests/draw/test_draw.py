@@ -112,6 +112,13 @@ def test_everything_of_a_chart_lies_within_its_box():
             assert BOX.top <= float(mark.get("cy")) <= BOX.bottom
 
 
+def test_an_interval_is_drawn_where_both_its_ends_have_a_place():
+    for low, whiskers in ((0.5, 1), (0.0, 0), (None, 0)):
+        line = Line("a", [Mark(0, 1.0, "", low, 2.0)])
+        root = drawn(Chart([line], [], log=True))
+        assert sum(node.get("class") == "s-c1" for node in root.iter(f"{SVG}line")) == whiskers
+
+
 def test_a_legend_names_each_line_beside_a_mark_of_its_own():
     drawing = Drawing(460, 20, "t")
     lines = [Line(name, []) for name in ("one", "two", "three", "four")]
