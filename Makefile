@@ -61,7 +61,7 @@ history: .venv/installed
 	$(BIN)/asv run --machine "$(MACHINE)" HEAD~$(N)..HEAD
 	$(BIN)/asv publish
 
-# One self-contained page of results/, and the pictures in docs/ (those need a browser).
+# One self-contained page of results/, and the pictures in docs/ (screenshots need a browser).
 .PHONY: report pictures
 report: .venv/installed
 	$(BIN)/moe-harness report

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from harness.backends import turned_to
 from harness.decoder import FamilyTimed
-from harness.guard import guard
 from harness.meter.decode import Workload
 from harness.meter.families import FamiliesMeasurement, measure_families
 from harness.suite import DecodeSession, open_oracle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from contextlib import AbstractContextManager
 
     from harness.decoder import Decoder
-    from harness.guard import Evidence
     from harness.meter.stopping import StoppingRule
     from harness.model import Model
     from harness.reference import Oracle
@@ -67,23 +64,15 @@ class FamilySession(DecodeSession):
             rule=rule,
         )
 
-    def _check(
-        self,
-        candidate: Decoder,
-        ids: Sequence[int],
-        cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    ) -> Evidence:
-        return guard(candidate, self._oracle_for(candidate), ids, cache=cache)
-
-    def _oracle_for(self, candidate: Decoder) -> Oracle:
+    def _oracle_of(self, candidate: Decoder) -> AbstractContextManager[Oracle]:
         """Open one, or take the last one: it stays resident, as no memory is measured here."""
         numerics, last = candidate.numerics, self._oracle
         wanted = (numerics.oracle_activation, numerics.cache, candidate.capacity)
-        if last is not None and (last.activation, last.cache, last.capacity) == wanted:
-            return last
-        self._close_oracle()
-        self._oracle = open_oracle(self._model, numerics, candidate.capacity, self._device)
-        return self._oracle
+        if last is None or (last.activation, last.cache, last.capacity) != wanted:
+            self._close_oracle()
+            last = open_oracle(self._model, numerics, candidate.capacity, self._device)
+            self._oracle = last
+        return nullcontext(last)
 
     def _close_oracle(self) -> None:
         if self._oracle is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -26,14 +27,12 @@ from harness.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from contextlib import AbstractContextManager
 
     from harness.decoder import Decoder
     from harness.guard import Evidence
     from harness.guard.product import ProductEvidence
-    from harness.meter.decode import GuardedRun
+    from harness.meter.decode import Cache, GuardedRun
     from harness.meter.stopping import StoppingRule
     from harness.model import Model
     from harness.numerics import Numerics
@@ -316,18 +315,14 @@ class DecodeSession:
             last.close()
         return self._decoder
 
-    def _check(
-        self,
-        candidate: Decoder,
-        ids: Sequence[int],
-        cache: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    ) -> Evidence:
-        # Closed on return: the oracle is not resident while memory is measured.
-        oracle = open_oracle(self._model, candidate.numerics, candidate.capacity, self._device)
-        try:
+    def _check(self, candidate: Decoder, ids: Sequence[int], cache: Cache | None) -> Evidence:
+        with self._oracle_of(candidate) as oracle:
             return guard(candidate, oracle, ids, cache=cache)
-        finally:
-            oracle.close()
+
+    def _oracle_of(self, candidate: Decoder) -> AbstractContextManager[Oracle]:
+        """Open the oracle; closed on exit, as it may not be resident while memory is measured."""
+        numerics, capacity = candidate.numerics, candidate.capacity
+        return closing(open_oracle(self._model, numerics, capacity, self._device))
 
 
 def watched_gpu(backend: str, device: int) -> Gpu | None:

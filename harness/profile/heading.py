@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.draw.chart import legend as write_legend
+from harness.draw.drawing import Drawing
 from harness.profile.kinds import ATTENTION, ENDS, EXPERTS
-from harness.profile.svg import Drawing, text_width
 from harness.profile.table import warning
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.profile.recording import Recording
 
+COLOURS = {ATTENTION: "c1", EXPERTS: "c2", ENDS: "c6"}  # of the parts of the model
 MARGIN = 28
 _WIDEST = 150  # letters of a line
 
@@ -34,14 +38,10 @@ def headed(
     picture.text(MARGIN, y + 20, where, colour="quiet")
     picture.text(MARGIN, y + 37, below, colour="quiet")
     if legend:
-        _legend(picture, y)
+        keys = [(part, _square(picture, COLOURS[part])) for part in (ATTENTION, EXPERTS, ENDS)]
+        write_legend(picture, width - MARGIN, y, keys)
     return picture, y + 56
 
 
-def _legend(picture: Drawing, y: float) -> None:
-    x = float(picture.width - MARGIN)
-    for part in (ENDS, EXPERTS, ATTENTION):
-        x -= text_width(part, 12)
-        picture.text(x, y, part, colour="quiet")
-        picture.rect(x - 16, y - 9, 10, 10, part)
-        x -= 34
+def _square(picture: Drawing, colour: str) -> Callable[[float, float], None]:
+    return lambda x, y: picture.rect(x - 5, y - 5, 10, 10, colour)

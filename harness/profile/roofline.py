@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from harness.profile.heading import MARGIN, headed
-from harness.profile.svg import text_width
+from harness.draw.drawing import DOTTED, text_width
+from harness.draw.scales import Scale, powers
+from harness.profile.heading import COLOURS, MARGIN, headed
 
 if TYPE_CHECKING:
+    from harness.draw.drawing import Drawing
     from harness.profile.summary import Profile, Row
-    from harness.profile.svg import Drawing
 
 _WIDTH, _HEIGHT = 960, 560
 _LEFT, _BOTTOM = 84, 56
 _LARGEST = 46  # radius of the kernel that takes longest
 _LABEL = 12
+_ROOM = 1.3  # above the largest value
 
 _Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -28,21 +30,20 @@ _Box = tuple[float, float, float, float]  # left, top, right, bottom
 class _Axes:
     """Bytes a launch and bytes a second, both logarithmic, on the picture."""
 
-    def __init__(self, rows: list[Row], roof: float, top: float, height: int) -> None:
+    def __init__(self, rows: list[Row], roof: float, top: float, height: float) -> None:
         moved = [row.bytes / row.calls for row in rows]
-        rates = [row.bytes_per_second or 1 for row in rows]
-        self.low_x, self.high_x = _decades(min(moved), max(moved))
-        self.low_y, self.high_y = _decades(min(roof, *rates), max(roof, *rates))
+        rates = [roof, *(row.bytes_per_second or 1 for row in rows)]
         self.left, self.right = _LEFT, _WIDTH - MARGIN
         self.top, self.bottom = top + 8, height - _BOTTOM
+        self.moved, self.rates = (
+            powers(min(values), max(values) * _ROOM) for values in (moved, rates)
+        )
+        self.x = _scale(self.moved, self.left, self.right)
+        self.y = _scale(self.rates, self.bottom, self.top)
 
-    def x(self, moved: float) -> float:
-        share = (math.log10(moved) - self.low_x) / (self.high_x - self.low_x)
-        return self.left + share * (self.right - self.left)
 
-    def y(self, rate: float) -> float:
-        share = (math.log10(rate) - self.low_y) / (self.high_y - self.low_y)
-        return self.bottom - share * (self.bottom - self.top)
+def _scale(whole: range, start: float, stop: float) -> Scale:
+    return Scale(10.0 ** whole[0], 10.0 ** whole[-1], start, stop, log=True)
 
 
 def roofline(profile: Profile) -> str:
@@ -67,7 +68,7 @@ def roofline(profile: Profile) -> str:
     longest = rows[0].adds_us
     radii = [max(3, _LARGEST * math.sqrt(max(0.0, row.adds_us) / longest)) for row in rows]
     for row, radius in zip(rows, radii, strict=True):
-        picture.circle(*_place(axes, row), radius, row.kind.part, _words(row))
+        picture.circle(*_place(axes, row), radius, COLOURS[row.kind.part], _words(row))
     # The roof's own words come first: no label may cover them.
     roof_y = axes.y(roof)
     taken: list[_Box] = [(axes.left, roof_y - 20, axes.left + 300, roof_y + 2)]
@@ -77,11 +78,11 @@ def roofline(profile: Profile) -> str:
 
 
 def _grid(picture: Drawing, axes: _Axes) -> None:
-    for power in range(axes.low_x, axes.high_x + 1):
+    for power in axes.moved:
         x = axes.x(10.0**power)
         picture.line((x, axes.top), (x, axes.bottom), "rule")
         picture.text(x, axes.bottom + 18, _bytes(power), colour="quiet", anchor="middle")
-    for power in range(axes.low_y, axes.high_y + 1):
+    for power in axes.rates:
         y = axes.y(10.0**power)
         picture.line((axes.left, y), (axes.right, y), "rule")
         picture.text(axes.left - 8, y + 4, _bytes(power) + "/s", colour="quiet", anchor="end")
@@ -93,14 +94,13 @@ def _grid(picture: Drawing, axes: _Axes) -> None:
 
 def _equal_time(picture: Drawing, axes: _Axes, us: float) -> None:
     """Draw bytes = rate x time, as far as it crosses the axes."""
-    low, high = 10.0**axes.low_x, 10.0**axes.high_x
-    start = max(low, 10.0**axes.low_y * us * 1e-6)
-    end = min(high, 10.0**axes.high_y * us * 1e-6)
+    start = max(axes.x.low, axes.y.low * us * 1e-6)
+    end = min(axes.x.high, axes.y.high * us * 1e-6)
     if start >= end:
         return
     first = axes.x(start), axes.y(start / (us * 1e-6))
     last = axes.x(end), axes.y(end / (us * 1e-6))
-    picture.line(first, last, "quiet", dotted=True)  # dotted, so as not to pass for the grid
+    picture.line(first, last, "quiet", dashes=DOTTED)  # dotted, so as not to pass for the grid
     picture.text(last[0] - 6, last[1] + 14, f"{us:g} µs", colour="quiet", size=11, anchor="end")
 
 
@@ -130,7 +130,7 @@ def _label(picture: Drawing, axes: _Axes, row: Row, radius: float, taken: list[_
         box = (column - half, y - 8, column + half, y + 8)
     taken.append(box)
     if abs(shift) > radius + 12:
-        picture.line((x, y), (column, y + shift), row.kind.part)
+        picture.line((x, y), (column, y + shift), COLOURS[row.kind.part])
     picture.text(column, y + shift + 4, words, size=_LABEL, anchor="middle", bold=True, over=True)
 
 
@@ -148,12 +148,6 @@ def _words(row: Row) -> str:
         f"{row.kind.name}: {row.calls} launches, {row.adds_us:.1f} µs, {row.bytes / 1e6:.2f} MB, "
         f"{rate:.1f} GB/s"
     )
-
-
-def _decades(low: float, high: float) -> tuple[int, int]:
-    """Powers of ten around a range, with room above it."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high * 1.3))
-    return first, max(last, first + 1)
 
 
 def _bytes(power: int) -> str:

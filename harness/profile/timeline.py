@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.draw.drawing import text_width
+from harness.draw.scales import Scale, round_ticks
 from harness.errors import BadInput
-from harness.profile.heading import MARGIN, headed
-from harness.profile.svg import text_width
+from harness.profile.heading import COLOURS, MARGIN, headed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.draw.drawing import Drawing
     from harness.profile.summary import Node, Profile
-    from harness.profile.svg import Drawing
 
 _WIDTH, _HEIGHT = 960, 376
 _STRIP, _BAR = 34, 46
@@ -84,7 +85,7 @@ def _strip(picture: Drawing, placed: _Placed, layers: int, y: float) -> None:
         where = "" if node.layer is None else f" of layer {node.layer}"
         tip = f"{node.kind.name}{where}: {end - start:.2f} µs"
         width = max((end - start) * scale, 0.2)
-        picture.rect(MARGIN + start * scale, y, width, _STRIP, node.kind.part, tip)
+        picture.rect(MARGIN + start * scale, y, width, _STRIP, COLOURS[node.kind.part], tip)
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64, 1 << 30) if layers / step <= 16)
     for layer in range(0, layers, every):
         x = MARGIN + placed.of_layer(layer)[0][1] * scale
@@ -115,7 +116,7 @@ def _near(picture: Drawing, near: list[tuple[Node, float, float]], layer: int, y
     for node, begin, stop in near:
         x, width = MARGIN + (begin - start) * scale, max((stop - begin) * scale, 0.5)
         tip = f"{node.kind.name}: {stop - begin:.2f} µs, {node.bytes / 1e6:.3f} MB"
-        picture.rect(x, y, max(width - _EDGE, 0.5), _BAR, node.kind.part, tip)
+        picture.rect(x, y, max(width - _EDGE, 0.5), _BAR, COLOURS[node.kind.part], tip)
         words = (node.kind.name, f"{stop - begin:.1f} µs")
         label = text_width(max(words, key=len), 13)  # bold is wider
         left = min(x, _WIDTH - MARGIN - label)
@@ -143,17 +144,14 @@ def power_chart(profile: Profile) -> str | None:
         height=300,
         legend=False,
     )
-    seconds, most = max(readings[-1][0], 1e-9), max(watts for _, watts, _ in readings)
-    bottom, left = picture.height - 40, MARGIN + 36
-    scale_x, scale_y = (_WIDTH - MARGIN - left) / seconds, (bottom - top - 10) / most
-    for share in (0, 0.5, 1):
-        y = bottom - share * most * scale_y
-        picture.line((left, y), (_WIDTH - MARGIN, y), "rule")
-        picture.text(left - 6, y + 4, f"{share * most:.0f} W", colour="quiet", anchor="end")
-    points = [(left + at * scale_x, bottom - watts * scale_y) for at, watts, _ in readings]
-    picture.path(points, "experts", width=2)
-    for at, words in ((0, "0"), (seconds, f"{seconds:.1f} s")):
-        picture.text(
-            left + at * scale_x, bottom + 18, words, colour="quiet", anchor="end" if at else "start"
-        )
+    seconds, ticks = max(readings[-1][0], 1e-9), round_ticks(0, max(w for _, w, _ in readings))
+    left, right, bottom = MARGIN + 36, _WIDTH - MARGIN, picture.height - 40
+    across, up = Scale(0, seconds, left, right), Scale(0, ticks[-1], bottom, top + 10)
+    for watts in ticks:
+        y = up(watts)
+        picture.line((left, y), (right, y), "rule")
+        picture.text(left - 6, y + 4, f"{watts:.0f} W", colour="quiet", anchor="end")
+    picture.path([(across(at), up(watts)) for at, watts, _ in readings], "c2", width=2)
+    for at, words, anchor in ((0, "0", "start"), (seconds, f"{seconds:.1f} s", "end")):
+        picture.text(across(at), bottom + 18, words, colour="quiet", anchor=anchor)
     return picture.render()

@@ -7,8 +7,9 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from harness import __version__
+from harness.draw import colours
+from harness.draw.markup import join, tag
 from harness.report import sections
-from harness.report.markup import join, tag
 
 if TYPE_CHECKING:
     from harness.report.model import Report
@@ -54,5 +55,6 @@ def render(report: Report) -> str:
     )
     room = files("harness.report")
     template = Template((room / "page.html").read_text(encoding="utf-8"))
-    style = (room / "page.css").read_text(encoding="utf-8")
+    own = (room / "page.css").read_text(encoding="utf-8")
+    style = join(colours.variables(), "\n", colours.rules(), "\n") + own
     return template.substitute(style=style, body=body)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.report.charts import Bar, Line, Mark, bars, legend, lines, losses
-from harness.report.markup import Markup, join, tag
+from harness.draw.chart import Line, Mark
+from harness.draw.markup import Markup, join, tag
+from harness.report.charts import Bar, bars, legend, lines, losses
 
 if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Iterable, Sequence
 
+    from harness.draw.markup import Child
     from harness.report.contract import Contract
-    from harness.report.markup import Child
     from harness.report.model import Machine, Report
     from harness.report.series import Point, Series
     from harness.report.sidecars import Decode, Kernel, Origin, Parity, Peer, Rejection
@@ -125,23 +126,20 @@ def _decodes(machine: Machine) -> Markup:
 
 def over_commits(report: Report) -> Markup:
     """ms/token and tok/s of every decode that asv has, beside one another."""
-    shown = []
-    for machine in report.machines:
-        charts = [
-            _over_commits(benchmark, unit, group, watched=watched)
-            for benchmark in dict.fromkeys(each.benchmark for each in machine.series)
-            for metric, unit, watched in _DRAWN
-            if (group := _group(machine, benchmark, metric))
-        ]
-        if charts:
-            shown += [_machine_title(machine), tag("div", *charts, class_="charts")]
-    if not shown:
-        return _nothing("No decode over commits in results/ yet: asv run HEAD~3..HEAD makes some.")
-    note = (
+
+    def charts(machine: Machine) -> Iterable[Markup]:
+        for benchmark in dict.fromkeys(each.benchmark for each in machine.series):
+            for metric, unit, watched in _DRAWN:
+                if group := _group(machine, benchmark, metric):
+                    yield _over_commits(benchmark, unit, group, watched=watched)
+
+    return _charts(
+        report,
+        charts,
         "Oldest commit left. asv calls a lasting rise of a watched metric a regression; it takes "
-        "lower for better, so tok/s is drawn and not watched. A cross: failed there."
+        "lower for better, so tok/s is drawn and not watched. A cross: failed there.",
+        "No decode over commits in results/ yet: asv run HEAD~3..HEAD makes some.",
     )
-    return join(tag("p", note, class_="note"), *shown)
 
 
 def _group(machine: Machine, benchmark: str, metric: str) -> list[Series]:
@@ -179,23 +177,20 @@ def _mark(order: Sequence[str], series: Series, point: Point, unit: str) -> Mark
 
 def layer_cosines(report: Report) -> Markup:
     """How far every layer of the newest evidence is from the oracle."""
-    shown = []
-    for machine in report.machines:
-        charts = [
-            _layers(parity)
-            for parity in (*(decode.parity for decode in machine.decodes), *machine.parities)
-            if parity.layers
-        ]
-        if charts:
-            shown += [_machine_title(machine), tag("div", *charts, class_="charts")]
-    if not shown:
-        return _nothing("No evidence of layers in results/ yet.")
-    note = (
+
+    def charts(machine: Machine) -> Iterable[Markup]:
+        for parity in (*(decode.parity for decode in machine.decodes), *machine.parities):
+            if parity.layers:
+                yield _layers(parity)
+
+    return _charts(
+        report,
+        charts,
         "1 − cosine of moe_ffn_out against the reference, at the worst position of each layer, on "
         "a logarithmic scale: lower is nearer. Free-running is what a user gets; teacher-forced "
-        "feeds every layer the reference's input."
+        "feeds every layer the reference's input.",
+        "No evidence of layers in results/ yet.",
     )
-    return join(tag("p", note, class_="note"), *shown)
 
 
 def _layers(parity: Parity) -> Markup:
@@ -241,35 +236,20 @@ def _layers(parity: Parity) -> Markup:
 
 def roofline(report: Report) -> Markup:
     """Each kernel's share of the machine's measured read bandwidth."""
-    shown = [
-        join(
-            _machine_title(machine),
-            tag(
-                "div",
-                *(
-                    _figure(
-                        family,
-                        f"share of the read bandwidth measured beside each, {_range(kernels)}",
-                        bars(
-                            f"{family}: share of read bandwidth", list(map(_bar, kernels)), "100 %"
-                        ),
-                        (),
-                    )
-                    for family, kernels in _families(machine.kernels).items()
-                ),
-                class_="charts",
-            ),
-        )
-        for machine in report.machines
-        if machine.kernels
-    ]
-    if not shown:
-        return _nothing("No kernel by itself in results/ yet.")
-    note = (
+
+    def charts(machine: Machine) -> Iterable[Markup]:
+        for family, kernels in _families(machine.kernels).items():
+            drawn = bars(f"{family}: share of read bandwidth", list(map(_bar, kernels)), "100 %")
+            said = f"share of the read bandwidth measured beside each, {_range(kernels)}"
+            yield _figure(family, said, drawn, ())
+
+    return _charts(
+        report,
+        charts,
         "These kernels read far more than they compute: memory is their roof. Cold launches; the "
-        "bytes are those that a launch must read."
+        "bytes are those that a launch must read.",
+        "No kernel by itself in results/ yet.",
     )
-    return join(tag("p", note, class_="note"), *shown)
 
 
 def _families(kernels: Iterable[Kernel]) -> dict[str, list[Kernel]]:
@@ -399,6 +379,18 @@ def _contract(contract: Contract) -> Markup:
 
 
 # -- what they share ---------------------------------------------------------------------------
+
+
+def _charts(
+    report: Report, charts_of: Callable[[Machine], Iterable[Markup]], note: str, nothing: str
+) -> Markup:
+    """Charts by machine, below a note; ``nothing`` in their place where no machine has any."""
+    shown = [
+        join(_machine_title(machine), tag("div", *charts, class_="charts"))
+        for machine in report.machines
+        if (charts := list(charts_of(machine)))
+    ]
+    return join(tag("p", note, class_="note"), *shown) if shown else _nothing(nothing)
 
 
 def _figure(

@@ -1,6 +1,6 @@
-"""Takes the pictures of docs/: asv's site and the report, of the results that are committed.
+"""Takes the pictures of docs/: of the results and the recording that are committed.
 
-``make pictures``; needs a browser (``helpers.browser``).
+``make pictures``; asv's site and the report need a browser (``helpers.browser``).
 """
 
 import subprocess
@@ -11,7 +11,13 @@ from pathlib import Path
 from helpers.asv_house import ROOT, asv_command, asv_environment
 from helpers.browser import Page, find_browser
 
+from harness.profile import Profile
+from harness.profile.recording import read_recording
+from harness.profile.roofline import roofline
+from harness.profile.timeline import timeline
 from harness.report.command import write_report
+from harness.report.depth import depth_picture
+from harness.report.model import gather
 
 _SIZES = {
     "report-laptop": {"width": 1280, "height": 1000},
@@ -19,13 +25,27 @@ _SIZES = {
     "report-phone": {"width": 390, "height": 844},
 }
 _BENCHMARK = "decode.EmbeddedDecode.track_ms_per_token"
+_GPU = "nvidia-h200", "decode.Qwen3MoeDecode"
+_RECORDING = ROOT / "tests" / "profile" / "recordings" / "h200.json"
+
+
+def drawn():
+    """The pictures that are files of their own, by name."""
+    profile = Profile(read_recording(_RECORDING))
+    return {
+        "depth.svg": depth_picture(gather(ROOT / "results"), *_GPU),
+        "profile-roofline.svg": roofline(profile),
+        "profile-timeline.svg": timeline(profile),
+    }
 
 
 def main(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in drawn().items():
+        (folder / name).write_text(picture, encoding="utf-8")
     binary = find_browser()
     if binary is None:
         sys.exit("no browser here: apt-get install chromium, or name one: MOE_HARNESS_BROWSER")
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         write_report(ROOT / "results", work / "report.html")

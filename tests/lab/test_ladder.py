@@ -14,7 +14,6 @@ from harness.lab.ladder import decoder_track, drift, oracle_track
 from harness.lab.layers import layer_errors
 from harness.lab.microscope import EDGES, look_at
 from harness.lab.pictures import ladder_picture
-from harness.lab.svg import Panel, Series, document
 from harness.lab.tables import ladder_lines
 from harness.meter.stopping import StoppingRule
 from harness.reference import Oracle
@@ -120,12 +119,3 @@ def test_born_and_inherited_are_the_two_passes(small_model, ids):
     assert [error.diverges for error in errors[:3]] == [False, False, True]
     assert all(error.inherited > 1e-3 for error in errors[3:])
     assert errors[2].inherited < 1e-4
-
-
-def test_a_picture_leaves_out_what_cannot_be_drawn():
-    series = [Series("a & b", [(0, 1.0), (1, None), (2, float("inf")), (3, 0.0)])]
-    for panel in (Panel("<t>", "x", series, log=True), Panel("t", "x", [Series("none", [])])):
-        root = parsed(document([panel], "a < b"))
-        drawn = [node for node in root.iter() if node.tag.endswith("circle")]
-        assert len(drawn) <= 2  # one point, one in the legend
-    assert "prefers-color-scheme: dark" in document([], "empty")

@@ -13,7 +13,7 @@ _VOID = ("br", "hr", "link", "meta")
 
 
 class Markup(str):
-    """Text that is markup already. Made by ``tag`` and ``join`` alone."""
+    """Text that is markup already. Made of others' text by ``tag`` and ``join`` alone."""
 
     __slots__ = ()
 
@@ -29,9 +29,9 @@ def text(value: str) -> Markup:
     return Markup(html.escape(fit if len(fit) <= _LONGEST else f"{fit[:_LONGEST]}…"))
 
 
-def join(*children: Child) -> Markup:
-    """One after the other; None is nothing."""
-    return Markup("".join(text(child) for child in children if child is not None))
+def join(*children: Child, between: str = "") -> Markup:
+    """One after the other; None is nothing. ``between`` is markup."""
+    return Markup(between.join(text(child) for child in children if child is not None))
 
 
 def tag(name: str, *children: Child, **attributes: str | float | None) -> Markup:
