@@ -110,7 +110,7 @@ def draw(drawing: Drawing, chart: Chart, box: Box) -> None:
         _rule(drawing, up(tick), name, box)
     _places(drawing, chart, plane.across, box)
     if chart.limit is not None and plane.has(chart.limit[0]):
-        _limit(drawing, *chart.limit, up, box)
+        _limit(drawing, *chart.limit, up, box, below=_any_above(chart))
     for number, line in enumerate(chart.lines):
         _line(drawing, number, line, plane)
 
@@ -192,11 +192,20 @@ def _places(drawing: Drawing, chart: Chart, across: Scale, box: Box) -> None:
         )
 
 
-def _limit(drawing: Drawing, value: float, name: str, up: Scale, box: Box) -> None:
+def _any_above(chart: Chart) -> bool:
+    """Whether a mark stands above the limit, where its name would otherwise."""
+    if chart.limit is None:
+        return False
+    marks = [mark.value for line in chart.lines for mark in line.marks if mark.value is not None]
+    return any(value > chart.limit[0] for value in marks)
+
+
+def _limit(drawing: Drawing, value: float, name: str, up: Scale, box: Box, *, below: bool) -> None:
     y = up(value)
     drawing.line((box.left, y), (box.right, y), "warn", width=1.2, dashes=DASHED)
-    y += 14 if y - box.top < 14 else -5  # never above the box: other words stand there
-    drawing.text(box.right, y, name, colour="warn", size=_SMALL, anchor="end", over=True)
+    # Never above the box: other words stand there.
+    y += 14 if below or y - box.top < 14 else -5
+    drawing.text(box.left + 4, y, name, colour="warn", size=_SMALL, over=True)
 
 
 def _line(drawing: Drawing, number: int, line: Line, plane: _Plane) -> None:

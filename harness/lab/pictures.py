@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _ROUNDING = 2.0**-53  # a cosine of exactly 1 is drawn there: a log axis has no zero
 _WIDTH, _HEIGHT = 760, 250  # of a panel
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 38, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM, _SLANTED = 76, 24, 38, 48, 72
 _MOST_LAYERS = 12  # that are named
 
 
@@ -79,7 +79,7 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
                 "1 - worst cosine",
                 Chart(lines, places, log=True, limit=(0.01, "floor 0.99"), slanted=True),
             ),
-            ("us per token, plain kernels", Chart(timed, places, slanted=True)),
+            ("µs per token, plain kernels", Chart(timed, places, slanted=True)),
         ],
         f"Drift ladder of {data['model']['name']} on {data['backend']}",
     )
@@ -92,7 +92,8 @@ def panels(shown: Sequence[Panel], title: str) -> str:
         top = _HEIGHT * number
         drawing.text(_LEFT, top + 20, name, size=13, bold=True)
         legend(drawing, _WIDTH - _RIGHT, top + 20, line_keys(drawing, chart.lines))
-        draw(drawing, chart, Box(_LEFT, top + _TOP, _WIDTH - _RIGHT, top + _HEIGHT - _BOTTOM))
+        below = _SLANTED if chart.slanted else _BOTTOM
+        draw(drawing, chart, Box(_LEFT, top + _TOP, _WIDTH - _RIGHT, top + _HEIGHT - below))
     return drawing.render()
 
 
