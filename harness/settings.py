@@ -34,6 +34,8 @@ class Settings:
         ``MOE_HARNESS_BUSY``: measure on the CPU although others use it, and say so.
     commit
         ``ASV_COMMIT``: what asv installed, None where it measures the checkout.
+    environment
+        ``ASV_ENV_NAME``: which of asv's environments this runs in, None for none.
 
     """
 
@@ -45,6 +47,7 @@ class Settings:
     oracle: str | None
     busy: bool
     commit: str | None
+    environment: str | None
 
 
 _CHECKOUT = Path(__file__).parents[1]
@@ -64,6 +67,7 @@ def settings() -> Settings:
         oracle=os.environ.get("MOE_HARNESS_ORACLE") or None,
         busy=os.environ.get("MOE_HARNESS_BUSY", "") not in ("", "0"),
         commit=os.environ.get("ASV_COMMIT") or None,
+        environment=os.environ.get("ASV_ENV_NAME") or None,
     )
 
 

@@ -372,20 +372,24 @@ def _recorded(
     except Rejected as error:
         outcome = Outcome(reasons=tuple(error.reasons))
         seen = error.evidence or {}
-        told = seen.get("ran")
         data = {
             "verdict": {"accepted": False, "reasons": error.reasons},
             "evidence": error.evidence,
-            "ran": {**(told if isinstance(told, dict) else {}), **provenance()},
+            "ran": seen.get("ran"),
         }
     except HardwareAbsent as error:
         return Outcome(absent=str(error))
+    told = data.get("ran")
+    # What measured knows its own date; parity and what was rejected do not.
+    data["ran"] = {**provenance(), **(told if isinstance(told, dict) else {})}
     commit = this_commit().hash
     data |= {"benchmark": benchmark, "commit": commit, "planted": settings().plant}
     data["figures"] = _all_as_stored(outcome.figures)
     machine = machine_identity()
     data |= {"machine": machine, "host": host_details()}
-    write_sidecar(settings().results, machine["machine"], commit, benchmark, data)
+    write_sidecar(
+        settings().results, machine["machine"], commit, benchmark, data, settings().environment
+    )
     return outcome
 
 

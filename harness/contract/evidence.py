@@ -7,16 +7,26 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.meter.sidecar import ENDING, SEAL, digest, sidecar_name
+from harness.meter.sidecar import ENDING, ENVIRONMENT, SEAL, digest, sidecar_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _MOST_BYTES = 64 << 20
+# No sidecar had these before it had a seal.
+_CAME_WITH_SEALS = ("figures", "commit", ENVIRONMENT)
 
 
 class Damaged(Exception):  # noqa: N818 - it is the file that is damaged
     """A file that is not as it was written; the message says how."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A file that is not what was measured, and in what."""
+
+    path: Path
+    what: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,12 @@ class Sidecar:
     def commit(self) -> str:
         """First digits of the measured commit's hash, as the file's name has them."""
         return self.path.name.partition("-")[0]
+
+    @property
+    def environment(self) -> str:
+        """Asv's environment, as its files are named by; empty for one from before that was told."""
+        # Only a seal says that it was told by a run.
+        return str(self.content.get(ENVIRONMENT, "")) if self.sealed else ""
 
     @property
     def ran(self) -> dict[str, Any]:
@@ -85,7 +101,7 @@ def read_sidecar(path: Path) -> Sidecar:
     """
     content, machine = read_json(path), path.parents[1].name
     if SEAL not in content:
-        if "figures" in content:  # which came with the seals
+        if any(key in content for key in _CAME_WITH_SEALS):
             raise Damaged("its seal was taken out")
         return Sidecar(path, machine, content, sealed=False)
     try:
@@ -99,7 +115,7 @@ def read_sidecar(path: Path) -> Sidecar:
     if not isinstance(told, dict) or told.get("machine") != machine:
         raise Damaged(f"lies in the folder of {machine}, but was written for another machine")
     commit = str(content.get("commit", ""))
-    if path.name != sidecar_name(commit, sidecar.benchmark):
+    if path.name != sidecar_name(commit, sidecar.benchmark, sidecar.environment):
         raise Damaged(f"is named as another one; it is {sidecar.benchmark} of {commit[:8]}")
     return sidecar
 

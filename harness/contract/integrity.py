@@ -3,41 +3,43 @@
 Looked at are the figures of each benchmark with their statistics (median, interval, quartiles,
 counts), and the machine that asv files them under. What asv notes for itself (``date``,
 ``started_at``, ``duration``, ``durations``, the benchmarks' versions) is no figure, and asv may
-write it anew.
+write it anew. What was taken out of asv's files altogether is told by ``absence``.
 """
 
 from __future__ import annotations
 
-import ast
 import itertools
 import math
+import re
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from harness.contract.evidence import Damaged, Sidecar, read_json, read_sidecar, sidecar_paths
-from harness.contract.figures import FAMILY, derived_figures
+from harness.contract.absence import AsvFile, absent_figures
+from harness.contract.asv_files import MOST_COMBINATIONS, plain, result_paths, result_rows
+from harness.contract.evidence import (
+    Damaged,
+    Finding,
+    Sidecar,
+    read_json,
+    read_sidecar,
+    sidecar_paths,
+)
+from harness.contract.figures import derived_figures
 from harness.contract.quantities import NotRecorded
+from harness.contract.vouching import STATISTICS, Run, as_asv_rounds, find, parts, vouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-_MACHINE_FILE = "machine.json"
-_COMMIT_DIGITS = 8  # of the hash, in the names of asv's files
-STATISTICS = ("ci_99_a", "ci_99_b", "q_25", "q_75", "number", "repeat")
+    # Value and statistics of one figure; None for what asv has none of.
+    Cell: TypeAlias = Mapping[str, float | None]
+
 # Between a figure computed once and the same from the recorded terms, in another order.
 _REARRANGED = 1e-9
 _SHOWN = 3
-_MOST_COMBINATIONS = 10_000
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A file that is not what was measured, and in what."""
-
-    path: Path
-    what: str
+_HASH = re.compile(r"[0-9a-f]{8}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -51,55 +53,50 @@ class Stored:
 
 def read_results(results: Path) -> Stored:
     """Read everything under ``results/`` and hold it against each other."""
-    sidecars: list[Sidecar] = []
-    findings: list[Finding] = []
-    by_run: dict[tuple[str, str, tuple[str, ...]], Sidecar] = {}
+    sidecars, findings = _sidecars(results)
+    by_run: dict[Run, Sidecar] = {}
+    for sidecar in sidecars:
+        findings += _part_by_part(sidecar, by_run)
+    damaged = {finding.path for finding in findings}
+    files = []
+    for path in result_paths(results):
+        file, what = _held(path, by_run, damaged)
+        files.append(file)
+        findings += [Finding(path, each) for each in what]
+    sound = {run: each for run, each in by_run.items() if each.path not in damaged}
+    findings += absent_figures(results, sound, files)
+    believed = tuple(sidecar for sidecar in sidecars if sidecar.path not in damaged)
+    return Stored(believed, len(files), tuple(findings))
+
+
+def _sidecars(results: Path) -> tuple[list[Sidecar], list[Finding]]:
+    """Read the sidecars; those that are damaged are findings instead."""
+    read, findings = [], []
     for path in sidecar_paths(results):
         try:
-            sidecar = read_sidecar(path)
-            sidecars.append(sidecar)
-            for words, part in parts(sidecar):
-                key = (sidecar.machine, sidecar.commit, words)
-                other = by_run.get(key)
-                kept, left = (other, part) if other is not None and other.sealed else (part, other)
-                by_run[key] = kept
-                if left is not None:
-                    twice = f"a second sidecar of {sidecar.benchmark}, beside {kept.path.name}"
-                    findings.append(Finding(left.path, twice))
-                findings += [Finding(path, what) for what in _own_figures(part)]
+            read.append(read_sidecar(path))
         except Damaged as error:
             findings.append(Finding(path, str(error)))
-    damaged = {finding.path for finding in findings}
-    files = [path for path in sorted(results.glob("*/*.json")) if path.name != _MACHINE_FILE]
-    for path in files:
-        try:
-            what = list(_of_file(path, read_json(path), by_run, damaged))
-        except Damaged as error:
-            what = [str(error)]
-        findings += [Finding(path, each) for each in what]
-    sound = tuple(sidecar for sidecar in sidecars if sidecar.path not in damaged)
-    return Stored(sound, len(files), tuple(findings))
+    # What a commit writes is sealed or is not; outside git no commit is known.
+    sealed = {(each.machine, each.commit) for each in read if each.sealed and _HASH(each.commit)}
+    stripped = [each for each in read if not each.sealed and (each.machine, each.commit) in sealed]
+    findings += [
+        Finding(each.path, f"its seal was taken out: other sidecars of {each.commit} have theirs")
+        for each in stripped
+    ]
+    return read, findings
 
 
-def parts(sidecar: Sidecar) -> Iterator[tuple[tuple[str, ...], Sidecar]]:
-    """What asv has a row of its own for: the sidecar, or each kernel family that it tells of.
-
-    With the words that asv names it by: a family's name stands behind the benchmark's, unless it is
-    the only one.
-    """
-    words, families = _words(sidecar.benchmark), sidecar.content.get("families")
-    if not isinstance(families, dict):
-        yield words, sidecar
-        return
-    figures = sidecar.content.get("figures")
-    for family, data in families.items():
-        told = figures.get(family) if isinstance(figures, dict) else None
-        content = {**sidecar.content, "schema": FAMILY, "family": data, "figures": told}
-        name, *rest = words
-        yield (
-            (name, *rest) if len(families) == 1 else (name, family, *rest),
-            replace(sidecar, content=content),
-        )
+def _part_by_part(sidecar: Sidecar, by_run: dict[Run, Sidecar]) -> Iterator[Finding]:
+    """Enter a sidecar under what it is of, and hold its figures against what it recorded."""
+    for run, part in parts(sidecar):
+        other = by_run.get(run)
+        kept, left = (other, part) if other is not None and other.sealed else (part, other)
+        by_run[run] = kept
+        if left is not None:
+            twice = f"a second sidecar of {sidecar.benchmark}, beside {kept.path.name}"
+            yield Finding(left.path, twice)
+        yield from (Finding(sidecar.path, what) for what in _own_figures(part))
 
 
 def _own_figures(sidecar: Sidecar) -> Iterator[str]:
@@ -119,50 +116,56 @@ def _own_figures(sidecar: Sidecar) -> Iterator[str]:
             yield f"{name} follows from what it recorded as {value!r}, not as it is said to be"
 
 
-def _of_file(
-    path: Path,
+def _held(
+    path: Path, by_run: Mapping[Run, Sidecar], damaged: set[Path]
+) -> tuple[AsvFile, list[str]]:
+    """Read one of asv's files and hold it against the sidecars; say what is wrong with it."""
+    machine, (commit, _, environment) = path.parent.name, path.stem.partition("-")
+    figures: dict[Run, list[tuple[str, Cell]]] = defaultdict(list)
+    try:
+        data = read_json(path)
+        rows, columns = result_rows(path, data)
+        for name, row in rows.items():
+            for words, figure, stored in _figures(name, row, columns):
+                figures[Run(machine, commit, environment, words)].append((figure, stored))
+        what = list(_against_sidecars(data, figures, by_run, damaged))
+    except Damaged as error:
+        return AsvFile(path, machine, commit, environment, None), [str(error)]
+    names = {run.words: frozenset(name for name, _ in told) for run, told in figures.items()}
+    return AsvFile(path, machine, commit, environment, names), what
+
+
+def _against_sidecars(
     data: dict[str, Any],
-    by_run: Mapping[tuple[str, str, tuple[str, ...]], Sidecar],
+    figures: Mapping[Run, list[tuple[str, Cell]]],
+    by_run: Mapping[Run, Sidecar],
     damaged: set[Path],
 ) -> Iterator[str]:
-    """Hold one of asv's files against the sidecars of its machine and commit."""
-    machine, commit = path.parent.name, str(data.get("commit_hash", ""))[:_COMMIT_DIGITS]
-    if len(commit) < _COMMIT_DIGITS or not path.name.startswith(f"{commit}-"):
-        yield f"commit_hash {commit!r} is not the one in its name"
-        return
-    results, columns = data.get("results"), data.get("result_columns")
-    if (
-        not isinstance(results, dict)
-        or not isinstance(columns, list)
-        or not all(isinstance(column, str) for column in columns)
-    ):
-        yield "no result file of asv (no results by columns)"
-        return
-    unvouched, used = defaultdict(list), set()
-    for name, row in results.items():
-        for words, figure, stored in _figures(name, row, columns):
-            sidecar = by_run.get((machine, commit, words))
-            if sidecar is None or sidecar.path in damaged:
-                if stored.get("result") is not None:
-                    unvouched[" ".join(words)].append(figure)
-                continue
-            used.add(sidecar.path)
+    """Hold a file's figures against the sidecars of its machine, commit and environment."""
+    unvouched, used = [], {}
+    for run, told in figures.items():
+        sidecar, words = find(by_run, run), " ".join(run.words)
+        if sidecar is None or sidecar.path in damaged:
+            there = [figure for figure, stored in told if stored["result"] is not None]
+            unvouched += [f"{words} ({', '.join(there)})"] if there else []
+            continue
+        used[sidecar.path] = sidecar
+        for figure, stored in told:
             what = _differs(sidecar, figure, stored)
             if what:
-                yield f"{' '.join(words)}: {what} ({sidecar.path.name})"
+                yield f"{words}: {what} ({sidecar.path.name})"
     if unvouched:
-        shown = [f"{words} ({', '.join(figures)})" for words, figures in unvouched.items()]
-        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        more = f" and {len(unvouched) - _SHOWN} more" if len(unvouched) > _SHOWN else ""
         yield (
-            f"figures that no sidecar vouches for: {'; '.join(shown[:_SHOWN])}{more}; restore the "
-            "sidecars, or measure again"
+            f"figures that no sidecar vouches for: {'; '.join(unvouched[:_SHOWN])}{more}; restore "
+            "the sidecars, or measure again"
         )
-    yield from _identity(data, [each for each in by_run.values() if each.path in used])
+    yield from _identity(data, list(used.values()))
 
 
 def _figures(
     name: str, row: object, columns: list[str]
-) -> Iterator[tuple[tuple[str, ...], str, dict[str, float | None]]]:
+) -> Iterator[tuple[tuple[str, ...], str, Cell]]:
     """Every figure of one ``track_*``: its benchmark's words, its name, value and statistics.
 
     A value is None where asv has none: failed (null) or n/a (NaN).
@@ -174,8 +177,8 @@ def _figures(
     params = cells.get("params") or []
     if not isinstance(params, list) or not all(isinstance(each, list) for each in params):
         raise Damaged(f"{name}: no lists of parameters")
-    if math.prod(map(len, params)) > _MOST_COMBINATIONS:
-        raise Damaged(f"{name}: more than {_MOST_COMBINATIONS} combinations of parameters")
+    if math.prod(map(len, params)) > MOST_COMBINATIONS:
+        raise Damaged(f"{name}: more than {MOST_COMBINATIONS} combinations of parameters")
     combinations = list(itertools.product(*params))
     values = _column(cells.get("result"), len(combinations), name)
     spread = {
@@ -200,7 +203,7 @@ def _column(column: object, length: int, name: str) -> list[float | None]:
     return found
 
 
-def _differs(sidecar: Sidecar, figure: str, stored: Mapping[str, float | None]) -> str:
+def _differs(sidecar: Sidecar, figure: str, stored: Cell) -> str:
     """Say how a stored figure differs from what its sidecar vouches for; empty if it does not."""
     value, told = stored["result"], vouched(sidecar).get(figure)
     if told is None:
@@ -216,21 +219,6 @@ def _differs(sidecar: Sidecar, figure: str, stored: Mapping[str, float | None]) 
     return ""
 
 
-def vouched(sidecar: Sidecar) -> dict[str, dict[str, float]]:
-    """Figures that a sidecar vouches for, with their statistics where they have any."""
-    if not sidecar.sealed:
-        try:
-            derived = derived_figures(sidecar.content)
-        except NotRecorded:
-            return {}
-        return {name: {"result": value} for name, value in derived.items()}
-    figures = sidecar.content.get("figures")
-    return {
-        name: figure if isinstance(figure, dict) else {"result": figure}
-        for name, figure in (figures if isinstance(figures, dict) else {}).items()
-    }
-
-
 def _identity(data: dict[str, Any], sidecars: list[Sidecar]) -> Iterator[str]:
     """Hold asv's account of the machine against what the sidecars of that run tell."""
     params = data.get("params")
@@ -243,25 +231,6 @@ def _identity(data: dict[str, Any], sidecars: list[Sidecar]) -> Iterator[str]:
             if key in params and params[key] != value:
                 yield f"{key} is {params[key]!r}, measured was on {value!r} ({sidecar.path.name})"
                 return
-
-
-def as_asv_rounds(value: float | None) -> float | None:
-    """Round to five significant digits, as asv stores statistics (asv.util.truncate_float_list)."""
-    return float(f"{value:.4e}") if isinstance(value, float) else value
-
-
-def _words(benchmark: str) -> tuple[str, ...]:
-    """``decode.X depth=0`` as ``("decode.X", "0")``: parameters by value alone, as asv has them."""
-    name, *rest = benchmark.split()
-    return name, *(word.rpartition("=")[2] for word in rest)
-
-
-def plain(value: object) -> str:
-    """Read a parameter, of which asv stores the ``repr``."""
-    try:
-        return str(ast.literal_eval(str(value)))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return str(value)
 
 
 def _close(left: object, right: object) -> bool:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from harness.contract.evidence import Sidecar
-    from harness.contract.integrity import Finding, Stored
+    from harness.contract.evidence import Finding, Sidecar
+    from harness.contract.integrity import Stored
     from harness.contract.schema import Contract, Criterion
 
 _DECODE = "moe-harness/decode/1"

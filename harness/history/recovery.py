@@ -7,97 +7,125 @@ sidecars for figures that asv's file of that commit lacks. Nothing that asv wrot
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from harness.contract.asv_files import FILE, Tracked, read_tracked, result_paths, result_rows
 from harness.contract.evidence import Damaged, Sidecar, read_json, read_sidecar, sidecar_paths
-from harness.contract.integrity import STATISTICS, as_asv_rounds, parts, plain, vouched
+from harness.contract.vouching import STATISTICS, Run, as_asv_rounds, parts, vouched
 from harness.errors import BadInput
 from harness.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
-
-_COMMIT_DIGITS = 8
 
 
 def recover(results: Path) -> list[str]:
     """Fill in what asv's files lack and sealed, accepted sidecars have; says what, a line each.
 
+    What was taken on a tree with uncommitted changes, or with a fault planted, stays out.
+
     Raises
     ------
     BadInput
-        Where asv's list of benchmarks, one of its files or a sidecar is damaged.
+        Where asv's list of benchmarks, one of its files or a sidecar is damaged; then nothing is
+        written.
 
     """
-    path = results / "benchmarks.json"
+    with _named(results / FILE):
+        benchmarks = read_tracked(results / FILE)
+    by_run = _by_run(results)
+    paths = result_paths(results)
+    filled: dict[Path, dict[str, Any]] = {}
+    lines: list[str] = []
+    for path in paths:
+        with _named(path):
+            data = read_json(path)
+            told = _fill(path, data, benchmarks, _of_file(path, by_run, paths))
+        if told:
+            filled[path], lines = data, lines + told
+    for path, data in filled.items():
+        write_atomically(path, json.dumps(data))
+    return lines
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say which file is damaged."""
     try:
-        benchmarks = read_json(path)
-        by_run = _by_run(results)
-        files = [
-            path
-            for path in sorted(results.glob("*/*.json"))
-            if path.name != "machine.json" and path.parent != results
-        ]
-        return [line for path in files for line in _fill(path, read_json(path), benchmarks, by_run)]
+        yield
     except Damaged as error:
-        raise BadInput(f"{results}: {error}; run moe-harness contract check") from None
+        raise BadInput(f"{path}: {error}; run moe-harness contract check") from None
 
 
-def _by_run(results: Path) -> dict[tuple[str, str, tuple[str, ...]], Sidecar]:
-    found = {}
+def _by_run(results: Path) -> dict[Run, Sidecar]:
+    found: dict[Run, Sidecar] = {}
     for path in sidecar_paths(results):
-        sidecar = read_sidecar(path)
-        if sidecar.sealed and sidecar.accepted and sidecar.content.get("planted") is None:
-            for words, part in parts(sidecar):
-                found[sidecar.machine, sidecar.commit, words] = part
+        with _named(path):
+            sidecar = read_sidecar(path)
+            if _counts(sidecar):
+                _started_at(sidecar)  # a date that is none is found before anything is written
+                found |= dict(parts(sidecar))
+    return found
+
+
+def _counts(sidecar: Sidecar) -> bool:
+    """Whether its figures are those of the commit that it names, and accepted."""
+    clean = sidecar.content.get("planted") is None and sidecar.ran.get("dirty") is not True
+    return sidecar.sealed and sidecar.accepted and clean
+
+
+def _of_file(
+    path: Path, by_run: Mapping[Run, Sidecar], paths: Sequence[Path]
+) -> dict[tuple[str, ...], Sidecar]:
+    """Sidecars of one of asv's files, by words; of its environment, where they tell.
+
+    A sidecar that does not tell may be of any of its commit's files: it counts where there is one.
+    """
+    commit, _, environment = path.stem.partition("-")
+    of_commit = [each for each in paths if each.match(f"{path.parent.name}/{commit}-*")]
+    found: dict[tuple[str, ...], Sidecar] = {}
+    for told in ("", environment) if len(of_commit) == 1 else (environment,):
+        found |= {
+            run.words: sidecar
+            for run, sidecar in by_run.items()
+            if run[:3] == (path.parent.name, commit, told)
+        }
     return found
 
 
 def _fill(
     path: Path,
     data: dict[str, Any],
-    benchmarks: Mapping[str, Any],
-    by_run: Mapping[tuple[str, str, tuple[str, ...]], Sidecar],
+    benchmarks: Sequence[Tracked],
+    sidecars: Mapping[tuple[str, ...], Sidecar],
 ) -> list[str]:
-    commit, rows = str(data.get("commit_hash", ""))[:_COMMIT_DIGITS], data.get("results")
-    columns = data.get("result_columns")
-    if not isinstance(rows, dict) or not isinstance(columns, list):
-        raise Damaged(f"{path.name} is no result file of asv")
+    """Add the rows that a file of asv's lacks to ``data``; says which."""
+    (rows, columns), commit = result_rows(path, data), path.stem.partition("-")[0]
     filled = []
-    for name, benchmark in benchmarks.items():
-        if name in rows or not isinstance(benchmark, dict):
-            continue
-        owner, _, method = name.rpartition(".")
-        told = []
-        for combination in itertools.product(*benchmark["params"]):
-            words = (owner, *(plain(value) for value in combination))
-            sidecar = by_run.get((path.parent.name, commit, words))
-            told.append(None if sidecar is None else vouched(sidecar) | {"": sidecar.date})
-        if not told or None in told:
-            continue  # not measured, or not all of it
-        rows[name] = _row(columns, benchmark, method.removeprefix("track_"), told)
-        filled.append(f"{path.parent.name} {commit}: {name}")
-    if filled:
-        write_atomically(path, json.dumps(data))
+    for benchmark in benchmarks:
+        told = [sidecars.get(words) for words in benchmark.words]
+        measured = [sidecar for sidecar in told if sidecar is not None]
+        if benchmark.name in rows or not told or len(measured) < len(told):
+            continue  # there already, not measured, or not all of it
+        rows[benchmark.name] = _row(columns, benchmark, measured)
+        filled.append(f"{path.parent.name} {commit}: {benchmark.name}")
     return filled
 
 
-def _row(
-    columns: list[str], benchmark: Mapping[str, Any], figure: str, told: list[Any]
-) -> list[object]:
+def _row(columns: Sequence[str], benchmark: Tracked, told: Sequence[Sidecar]) -> list[object]:
     """One benchmark as asv writes it: by columns, those at the end left out that have nothing."""
     # A figure that an accepted sidecar does not have is n/a, which is NaN to asv.
-    each = [one.get(figure, {"result": math.nan}) for one in told]
+    each = [vouched(one).get(benchmark.figure, {"result": math.nan}) for one in told]
     cells: dict[str, object] = {
-        "result": [one["result"] for one in each],
-        "params": benchmark["params"],
-        "version": benchmark["version"],
-        "started_at": min(_milliseconds(one[""]) for one in told),
+        "result": [_number(one.get("result"), benchmark.name) for one in each],
+        "params": benchmark.params,
+        "version": benchmark.version,
+        "started_at": min(filter(None, map(_started_at, told)), default=None),
     }
     for key in STATISTICS:
         values = [as_asv_rounds(one.get(key)) for one in each]
@@ -109,5 +137,24 @@ def _row(
     return row
 
 
-def _milliseconds(date: str) -> int:
-    return int(1000 * datetime.fromisoformat(date).timestamp())
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Damaged(f"{name}: a sidecar has {value!r} for it, which is no number")
+    return value
+
+
+def _started_at(sidecar: Sidecar) -> int | None:
+    """Milliseconds since 1970, as asv has them; None where a sidecar has no date.
+
+    Raises
+    ------
+    Damaged
+        For a date that is none.
+
+    """
+    if not sidecar.date:
+        return None
+    try:
+        return int(1000 * datetime.fromisoformat(sidecar.date).timestamp())
+    except (ValueError, OverflowError, OSError):
+        raise Damaged(f"{sidecar.date[:40]!r} is no date (ISO 8601)") from None

@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 ENDING = ".evidence"
 SEAL = "sealed"
+ENVIRONMENT = "environment"
 _HASH_LENGTH = 8  # as asv shortens it in its own file names
+_LONG_ENVIRONMENT = 128  # likewise
 
 
 def write_sidecar(
-    results: Path, machine: str, commit: str, benchmark: str, data: Mapping[str, object]
+    results: Path,
+    machine: str,
+    commit: str,
+    benchmark: str,
+    data: Mapping[str, object],
+    environment: str | None = None,
 ) -> Path:
     """Write ``results/<machine>/evidence/<commit>-<benchmark>.evidence``; returns its path.
 
-    A sidecar of the same commit and benchmark is replaced. Written for rejected runs too.
+    ``environment`` is asv's, where it measures in one: it stands behind the commit, as in the names
+    of asv's files. A sidecar of the same commit, environment and benchmark is replaced. Written for
+    rejected runs too.
 
     Raises
     ------
@@ -36,18 +45,28 @@ def write_sidecar(
         Where it cannot be written.
 
     """
-    path = results / machine / "evidence" / sidecar_name(commit, benchmark)
+    filed = _as_asv_files(environment or "")
+    path = results / machine / "evidence" / sidecar_name(commit, benchmark, filed)
+    told = {ENVIRONMENT: filed} if filed else {}
+    said = {"schema": "moe-harness/evidence/1", **data, **told}
     # As it will be read: a tuple comes back as a list.
-    content = json.loads(json.dumps({"schema": "moe-harness/evidence/1", **data}, allow_nan=False))
+    content = json.loads(json.dumps(said, allow_nan=False))
     sealed = {**content, SEAL: digest(content)}
     write_atomically(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")
     return path
 
 
-def sidecar_name(commit: str, benchmark: str) -> str:
-    """Name of the file for a commit and a benchmark with its parameters."""
-    name = re.sub(r"[^A-Za-z0-9.=_-]+", "-", benchmark)
-    return f"{commit[:_HASH_LENGTH]}-{name}{ENDING}"
+def sidecar_name(commit: str, benchmark: str, environment: str = "") -> str:
+    """Name of the file for a commit, a benchmark with its parameters, and asv's environment."""
+    words = [commit[:_HASH_LENGTH], *filter(None, (environment,)), benchmark]
+    return re.sub(r"[^A-Za-z0-9.=_-]+", "-", "-".join(words)) + ENDING
+
+
+def _as_asv_files(environment: str) -> str:
+    """Shorten an environment's name as asv does in its files' names (asv.results.get_filename)."""
+    if len(environment) < _LONG_ENVIRONMENT:
+        return environment
+    return "env-" + hashlib.md5(environment.encode(), usedforsecurity=False).hexdigest()
 
 
 def digest(content: Mapping[str, object]) -> str:

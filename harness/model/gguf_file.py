@@ -140,10 +140,6 @@ class Model:
             tensors[name] = replace(self[name], blocks=raw)
         return replace(self, tensors=tensors)
 
-    def with_config(self, **changes: object) -> Model:
-        """Return the same weights under another config (planted faults use it)."""
-        return replace(self, config=replace(self.config, **changes))  # type: ignore[arg-type]
-
 
 def open_model(path: str | Path) -> Model:
     """Open and validate a GGUF model; the weights stay on disk, mapped.

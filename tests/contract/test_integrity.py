@@ -251,6 +251,7 @@ def test_a_changed_figure_is_seen_beside_an_unsealed_sidecar_too(tmp_path, figur
     """Of sidecars from before there were seals the figures are derived."""
     machine = "amd-epyc-2c"
     shutil.copytree(COMMITTED / machine, tmp_path / machine)
+    shutil.copy(COMMITTED / "benchmarks.json", tmp_path)
     path = tmp_path / machine / "2d47aa20-virtualenv-py3.11.json"
     place = ("results", f"decode.EmbeddedDecode.{figure}", 0, 1)
     path.write_text(json.dumps(changed(json.loads(path.read_text()), place, other)))

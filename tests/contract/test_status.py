@@ -139,7 +139,7 @@ def no_seal(results):
     """As they were before there were seals."""
     for path in sidecars(results):
         data = json.loads(path.read_text())
-        del data[SEAL], data["figures"]
+        del data[SEAL], data["figures"], data["commit"]
         path.write_text(json.dumps(data))
 
 

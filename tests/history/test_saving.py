@@ -31,6 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, {str(ROOT)!r})
 from harness.meter.sidecar import write_sidecar
+from harness.settings import settings
 
 HOUSE = Path(__file__).parents[1]
 
@@ -38,7 +39,8 @@ HOUSE = Path(__file__).parents[1]
 def measure(number):
     time.sleep(0.3)
     data = {{"verdict": {{"accepted": True, "reasons": []}}, "filling": list(range(20000))}}
-    write_sidecar(HOUSE / "results", {MACHINE["machine"]!r}, "0" * 40, f"toy.{{number}}", data)
+    where = HOUSE / "results", {MACHINE["machine"]!r}, "0" * 40
+    write_sidecar(*where, f"toy.{{number}}", data, settings().environment)
     with (HOUSE / "journal").open("a") as journal:
         journal.write(f"{{number}}\\n")
     return number + 0.5
@@ -163,6 +165,10 @@ def test_a_path_is_in_no_name_and_a_dry_run_writes_nothing(house):
     data = json.loads(result.read_text())
     assert re.fullmatch(r"existing-py3\.\d+", data["env_name"])
     assert re.fullmatch(r"3\.\d+", data["params"]["python"])
+    # The sidecar beside it is of the same environment, and says so.
+    (sidecar,) = (house / "results" / MACHINE["machine"] / "evidence").glob("*.evidence")
+    assert sidecar.name == f"{'0' * 8}-{data['env_name']}-toy.0.evidence"
+    assert json.loads(sidecar.read_text())["environment"] == data["env_name"]
     assert str(house) not in result.read_text()
     assert os.fspath(ROOT) not in result.read_text()
     assert list((house / "results").rglob("*.tmp-*")) == []

@@ -84,7 +84,7 @@ def test_agrees_to_float64_where_nothing_is_cast_to_float32(shape):
 
 def test_a_wrong_rope_base_is_seen():
     model = random_model(SHAPES["grouped"])
-    other = model.with_config(rope_base=model.config.rope_base * 1.01)
+    other = replace(model, config=replace(model.config, rope_base=model.config.rope_base * 1.01))
     assert relative(other, prompt(model.config, 3), twin_of=model).max() > 5e-6
 
 
