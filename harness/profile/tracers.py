@@ -63,7 +63,7 @@ class CuptiTracer:
             )
         with (
             torch.cuda.device(self._device),
-            profile(activities=[ProfilerActivity.CUDA]) as session,
+            profile(acc_events=True, activities=[ProfilerActivity.CUDA]) as session,
         ):
             token_ms = run.one_pass()
         events = session.profiler.kineto_results.events()
