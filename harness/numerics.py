@@ -43,7 +43,8 @@ class Tolerance:
     forced
         Limits of the teacher-forced pass.
     free
-        Limits of the free-running pass; None: its drift is reported, not judged.
+        Limits of the free-running pass; None: its drift is reported, not judged, and each of its
+        layers is judged on its own input, by the limits of the forced pass.
     tie_epsilon
         Relative error of a hidden state that this rounding may cause: two logits are a tie if
         they differ by at most ``tie_epsilon * |x| * |w_i - w_j|`` (Cauchy-Schwarz).
@@ -52,7 +53,8 @@ class Tolerance:
         keeps if something within ``cache_epsilon * |head|`` of its own rounds to it. 0: it never
         does.
     tie_share
-        Largest share of layer-positions, and of argmaxes, that may be ties (at least one may).
+        Largest share of layer-positions, of argmaxes and of cached values that may be the
+        candidate's to decide (at least one may).
     cosine_floor
         The contract's floor, below which nothing is ever accepted.
 

@@ -84,7 +84,8 @@ def turned_to(
 ) -> Decoder:
     """Open a decoder of another numerics, on the last one's weights if it can read them.
 
-    The last one is closed: two forms of the weights are never on a GPU at a time.
+    The last one is closed: two forms of the weights are never on a GPU at a time. ``device`` and
+    ``plant`` are the last one's, if there is one.
     """
     if backend == "cuda" and last is not None:
         from harness.backends.cuda.decoder import CudaDecoder  # noqa: PLC0415

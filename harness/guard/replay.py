@@ -114,5 +114,7 @@ def cached_errors(
         error = np.stack(mine)[:, -width:].astype(np.float64).reshape(heads.shape) - heads
         lengths = np.linalg.norm(heads, axis=-1)
         typical = np.sqrt(np.mean(lengths**2, axis=-1, keepdims=True))
-        found[what] = (np.linalg.norm(error, axis=-1) / np.maximum(lengths, typical)).max(-1)
+        error, scale = np.linalg.norm(error, axis=-1), np.maximum(lengths, typical)
+        unequal = np.where(error > 0, np.inf, 0.0)  # all zeros on both sides are equal
+        found[what] = np.divide(error, scale, out=unequal, where=scale > 0).max(-1)
     return found

@@ -28,19 +28,26 @@ def judge(
     *,
     oracle_finite: bool,
     entered: NDArray[np.float64] | None = None,
+    own: PassEvidence | None = None,
+    handed_on: int | None = None,
 ) -> tuple[tuple[Finding, ...], Verdict]:
     """Judge the passes given; a pass that is None is not judged.
 
     Returns every finding (the worst of its kind, with the layer and position), and the verdict:
     rejected for each finding beyond its limit, and where there is nothing to judge. ``entered`` is
     the error of what entered the first layer, free-running, ``[positions]``: a teacher-forced pass
-    does not show it, and it is judged where that pass alone is, too.
+    does not show it, and it is judged where that pass alone is, too. ``own`` is the free-running
+    pass again, each layer held against what it should have made of its own input; ``handed_on`` are
+    values of such inputs that are not what the layer above gave.
     """
     findings: list[Finding] = []
     if entered is not None:
         findings.append(_worst("embedding rel_l2", entered, _ENTERED))
+    if handed_on is not None:
+        findings.append(Finding("values changed between two layers", handed_on, 0.0))
     for name, seen, limits in (
         ("free-running", free, tolerance.free),
+        ("free-running, by layer,", own, tolerance.forced),
         ("teacher-forced", forced, tolerance.forced),
     ):
         if seen is not None and limits is not None:
@@ -116,10 +123,16 @@ def _choices(name: str, seen: PassEvidence, tolerance: Tolerance) -> Iterator[Fi
             margin,
             bound,
         )
+    if seen.cached_values:
+        yield Finding(
+            f"{name} cached values replayed",
+            seen.cached_replayed,
+            _allowed(tolerance, seen.cached_values),
+        )
     positions = len(seen.logits_rel_l2)
     yield Finding(f"{name} argmax ties", seen.argmax_ties, _allowed(tolerance, positions))
 
 
 def _allowed(tolerance: Tolerance, places: int) -> int:
-    """Ties allowed among ``places``: the share, rounded up, so that one never condemns."""
+    """Decisions by rounding allowed among ``places``: a share, rounded up: one never condemns."""
     return math.ceil(tolerance.tie_share * places)

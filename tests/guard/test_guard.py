@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from harness.backends import open_decoder
+from harness.backends.cpu.decoder import CpuDecoder
 from harness.errors import BadInput
 from harness.guard import guard
 from harness.guard.drift import measure_drift
@@ -192,3 +193,51 @@ def test_the_json_is_what_others_rely_on(small_model, ids):
         "router_cosine",
     }
     assert data["argmax"] == {"positions": POSITIONS, "agree": POSITIONS, "ties": 0, "faults": 0}
+
+
+class FreePathBroken(CpuDecoder):
+    """Hands garbage on between layers, but not where it is teacher-forced."""
+
+    def _step(self, token, see, forced):
+        self.free = forced is None
+        return super()._step(token, see, forced)
+
+
+class GarbageSeen(FreePathBroken):
+    def _attention(self, layer, weights, x, see):
+        if self.free and layer > 0:
+            x[:] = 0.01 * np.roll(x, 1)  # the stage is this very array: it shows what came in
+        return super()._attention(layer, weights, x, see)
+
+
+class GarbageUnseen(FreePathBroken):
+    def _attention(self, layer, weights, x, see):
+        if self.free and layer > 0:
+            x = 0.01 * np.roll(x, 1)
+        return super()._attention(layer, weights, x, see)
+
+
+@pytest.mark.parametrize("broken", [GarbageSeen, GarbageUnseen])
+@pytest.mark.parametrize("numerics", ["f32", "q8_k"])
+def test_a_free_running_path_that_is_broken_is_rejected_in_every_numerics(
+    small_model, ids, numerics, broken
+):
+    """It is what is timed; of q8_k its drift is not judged, so each layer of it must be."""
+    candidate = broken(small_model, NUMERICS[numerics], POSITIONS)
+    evidence = guard(candidate, open_oracle(small_model, numerics, POSITIONS), ids)
+    assert not evidence.verdict.accepted
+    if numerics == "q8_k":
+        assert any(
+            reason.startswith(("free-running, by layer", "values changed"))
+            for reason in evidence.verdict.reasons
+        )
+
+
+@pytest.mark.parametrize("mode", ["forced", "both"])
+def test_a_decoder_of_another_token_is_rejected_forced_too(small_model, ids, mode):
+    candidate = CpuDecoder(small_model, NUMERICS["q8_k"], POSITIONS)
+    step, vocab = candidate.step, small_model.config.vocab
+    candidate.step = lambda token, *others: step((token + 1) % vocab, *others)
+    oracle = open_oracle(small_model, "q8_k", POSITIONS)
+    evidence = guard(candidate, oracle, ids, mode=mode)
+    assert any("embedding" in reason for reason in evidence.verdict.reasons)

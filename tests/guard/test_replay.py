@@ -97,6 +97,40 @@ def test_replay_does_not_excuse_values_that_are_off_as_a_whole(mode, seen, scale
         assert any("cached values" in reason for reason in evidence.verdict.reasons)
 
 
+def test_what_is_replayed_is_bounded_by_its_number_too():
+    """Noise that each limit of a vector lets pass decides more roundings than rounding would."""
+    model = open_model(embedded_path())
+    numerics = replace(NUMERICS["f32"], cache="f16", tolerance=TOLERANCE)
+    ids = seeded_prompts(model.config.vocab, 1, 12)[0]
+    candidate = CpuDecoder(model, numerics, 12)
+    rng, product = np.random.default_rng(0), candidate._product
+    matrices = [layer.qkv for layer in candidate._layers]
+
+    def noisy(matrix, x):
+        out = product(matrix, x)
+        if any(matrix is qkv for qkv in matrices):
+            values = out[-model.config.kv_width :].reshape(-1, model.config.head_dim)
+            noise = rng.standard_normal(values.shape, dtype=np.float32)
+            size = np.linalg.norm(values, axis=1, keepdims=True) / np.sqrt(values.shape[1])
+            values += np.float32(1.5e-5) * size * noise
+        return out
+
+    candidate._product = noisy
+    oracle = Oracle(model, capacity=12, cache="f16")
+    evidence = guard(candidate, oracle, ids, mode="forced")
+    assert 0.01 < evidence.forced.cached_replayed / evidence.forced.cached_values < 0.05
+    [reason] = evidence.verdict.reasons
+    assert reason.startswith("teacher-forced cached values replayed")
+
+
+def test_values_that_are_all_zero_on_both_sides_are_equal():
+    zero = Capture(PLAN)
+    zero.put("k_post_rope", 0, np.zeros(8, np.float32))
+    zero.put("qkv_matmul", 0, np.zeros(32, np.float32))
+    found = cached_errors([zero], [zero], 0, head_dim=4)
+    assert (found["keys"][0], found["values"][0]) == (0, 0)
+
+
 def test_keys_of_another_length_or_not_finite_are_infinitely_far_and_not_taken():
     good = Capture(PLAN)
     good.put("k_post_rope", 0, np.ones(8, np.float32))
