@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from harness import __version__, cli_lab
 from harness.cli_profile import add_options
 from harness.errors import BadInput, Rejected
+from harness.meter.commit import provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -177,6 +178,7 @@ def _parity(arguments: argparse.Namespace) -> int:
         keep=keep,
     )
     data = evidence.to_json()
+    data["ran"] = {**evidence.ran, **provenance()}
     data["layers"] = [line.to_json() for line in evidence.layers[start:stop]]
     if "free" not in evidence.judged and arguments.mode != "forced":
         data["drift"] = activation_drift(candidate, prompt).to_json()
@@ -232,6 +234,7 @@ def _faults(arguments: argparse.Namespace) -> int:
         progress=lambda line: print(line, file=sys.stderr),
     )
     data = proof.to_json()
+    ran |= provenance()
     data |= {"backend": ran["backend"], "numerics": numerics.name, "ran": ran}
     data["model"] = {"name": model.name, "fingerprint": model.fingerprint}
     _emit(arguments, data, fault_lines(proof))
