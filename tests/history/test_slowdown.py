@@ -38,8 +38,8 @@ TABLE = """
 | -        | 1.41                      | 1.48      | ~0.95 | kernels.X.track_microseconds('down')  |
 |          | 1.41                      | 1.41      | 1.00  | kernels.X.track_microseconds('up') |
 | x        | 1.41                      | 1.41      | 1.00  | kernels.X.track_microseconds('qkv') |
-| +        | 1.41                      | 1.47 | 1.04 | kernels.X.track_microseconds('route') [toy/here] |
-| +        | 1.41                      | 1.47 | 1.04 | kernels.X.track_microseconds('route') [toy/there] |
+| + | 1.41    | 1.47      | 1.04  | kernels.X.track_microseconds('route') [toy/here] |
+| + | 1.41    | 1.47      | 1.04  | kernels.X.track_microseconds('route') [toy/there] |
 | +        | 100                       | 110       | 1.10  | decode.X.track_tokens_per_second(0) |
 | +        | 100                       | 110       | 1.10  | peers.X.track_ms_per_token(0)      |
 """
