@@ -78,7 +78,8 @@ kills: .venv/installed
 EQUAL ?= 11
 .PHONY: slowdown
 slowdown: .venv/installed
-	PYTHONPATH=tests $(BIN)/python -m helpers.slowdown .asv/slowdown "$(MACHINE)" $(EQUAL) > .asv/slowdown.json
+	mkdir -p .asv
+	PYTHONPATH=tests $(BIN)/python -m helpers.slowdown .asv/slowdown "$(MACHINE)" .asv/slowdown.json $(EQUAL)
 
 clean:
 	rm -rf .venv .asv

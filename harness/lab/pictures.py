@@ -79,7 +79,7 @@ def ladder_picture(data: Mapping[str, Any]) -> str:
                 "1 - worst cosine",
                 Chart(lines, places, log=True, limit=(0.01, "floor 0.99"), slanted=True),
             ),
-            ("µs per token, plain kernels", Chart(timed, places, slanted=True)),
+            ("µs per token", Chart(timed, places, slanted=True)),
         ],
         f"Drift ladder of {data['model']['name']} on {data['backend']}",
     )

@@ -5,26 +5,27 @@ them with two that are slowed down on purpose, each by 5 % as computed from meas
 kernel (``down``, of the time of one launch), and the whole decode (every launch, by the same time
 each). On a GPU host, from a checkout whose results/ has evidence of that GPU:
 
-    PYTHONPATH=tests python -m helpers.slowdown HOUSE MACHINE [COMMITS]
+    PYTHONPATH=tests python -m helpers.slowdown HOUSE MACHINE JSON [COMMITS]
 
 clones the checkout into HOUSE, measures its last COMMITS (11) commits and both planted ones by
-``asv run``, and prints the trial's JSON. What is measured already is not measured again.
+``asv run``, and writes the trial (``slowdown_ruling``) to JSON. What is measured already is not
+measured again. Exit status 0 if the trial holds, 1 if not, 2 if there can be none.
 """
 
 import json
 import os
-import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
-from helpers.asv_house import ROOT, git, our_conf
+from helpers.asv_house import ROOT, git
+from helpers.slowdown_ruling import DECODE, KERNEL, SHARE, judge
 
-FACTOR = 1.03
-SHARE = 0.05
+from harness.contract.evidence import Damaged, read_sidecar
+from harness.errors import BadInput
+from harness.files import write_atomically
+
 SAME_CODE = ("kernels", "harness/backends/cuda")
-KERNEL, DECODE = "down", "the whole decode"
 BENCHMARKS = "decode.Qwen3MoeDecode|kernels.CudaFamilies"
 
 SPIN = """
@@ -59,7 +60,7 @@ def slowed(sources, what, cycles):
 def cycles_of(folder):
     """Clock cycles of 5 % of a ``down``, and of 5 % of a token for each of its launches.
 
-    Out of the newest sidecars in ``folder``.
+    Out of the newest sidecars in ``folder`` that count.
     """
     decode = _newest(folder, "decode.Qwen3MoeDecode-depth=0")
     families = _newest(folder, "kernels.CudaFamilies-i24")
@@ -71,13 +72,48 @@ def cycles_of(folder):
     }
 
 
-def plant(house, machine):
+def _newest(folder, benchmark):
+    """The newest sidecar that is sealed, accepted, of a clean tree and without a planted fault."""
+    paths = sorted(folder.glob(f"*-{benchmark}.evidence"))
+    if not paths:
+        raise BadInput(f"{folder} has no evidence of {benchmark}: run make bench on this GPU first")
+    counted, why_not = [], {}
+    for path in paths:
+        try:
+            sidecar = read_sidecar(path)
+        except Damaged as damage:
+            why_not[path.name] = str(damage)
+            continue
+        why_not[path.name] = _against(sidecar)
+        if not why_not[path.name]:
+            counted.append(sidecar)
+    if not counted:
+        told = "; ".join(f"{name}: {why}" for name, why in why_not.items())
+        raise BadInput(
+            f"{folder} has no evidence of {benchmark} that counts ({told}): measure anew"
+        )
+    return max(counted, key=lambda sidecar: sidecar.date).content
+
+
+def _against(sidecar):
+    """Why a sidecar counts for nothing; None if it counts."""
+    if not sidecar.sealed:
+        return "not sealed"
+    if not sidecar.accepted:
+        return "rejected by the guard"
+    if sidecar.content.get("planted") is not None:
+        return "with a planted fault"
+    if sidecar.ran.get("dirty") is not False:
+        return "of uncommitted changes"
+    return None
+
+
+def plant(house, cycles):
     """Commit both slow-downs, each on top of what is checked out; their hashes.
 
     Of the same parent, cycles and dates they come out the same again.
     """
     head, date = git(house, "log", "-1", "--format=%H %cI").split()
-    cycles = cycles_of(house / "results" / machine / "evidence")
     kernels = house / "kernels"
     sources = {name: (kernels / name).read_text() for name in ("common.cuh", "experts.cu")}
     planted = {}
@@ -91,99 +127,72 @@ def plant(house, machine):
     return planted
 
 
-def judge(house, machine, planted, equal):
-    """Ask ``asv compare`` about every pair."""
-    for commit in equal:
-        difference = ["diff", "--quiet", equal[-1], commit, "--", *SAME_CODE]
-        subprocess.run(["git", "-C", str(house), *difference], check=True)
-    folder = house / "results" / machine
-    pairs = [_compared(house, machine, *pair) for pair in pairwise(equal)]
-    found = {what: _compared(house, machine, equal[-1], commit) for what, commit in planted.items()}
-    return {
-        "schema": "moe-harness/slowdown/1",
-        "factor": FACTOR,
-        "planted_share": SHARE,
-        "planted_cycles": cycles_of(folder / "evidence"),
-        "equal_pairs": len(pairs),
-        "equal_pairs_with_a_finding": sum(bool(pair["changed"]) for pair in pairs),
-        "pairs": pairs,
-        "planted": found,
-        "medians": {
-            commit: watched_medians(folder, commit) for commit in [*equal, *planted.values()]
-        },
-    }
-
-
-def watched_medians(folder, commit):
-    """Every accepted figure of a commit that asv watches, by benchmark and parameters."""
-    medians = {}
-    for path in sorted(folder.glob(f"{commit[:8]}-*.json")):
-        stored = json.loads(path.read_text())
-        columns = stored["result_columns"]
-        for name, row in stored["results"].items():
-            if not is_watched(name):
-                continue
-            cells = dict(zip(columns, row, strict=False))
-            for at, value in zip(_product(cells["params"]), cells["result"] or (), strict=False):
-                if isinstance(value, float):
-                    medians[f"{name}({', '.join(at)})"] = value
-    return medians
-
-
-def is_watched(name):
-    """Whether a rise of that benchmark is a regression (asv.conf.json): times, and ours."""
-    conf = our_conf()["regressions_first_commits"]
-    excluded = any(re.match(pattern, name) for pattern, since in conf.items() if since is None)
-    return not excluded and bool(re.search(r"\.track_(ms_per_token|microseconds)$", name))
-
-
-def changed(table):
-    """The watched rows of an ``asv compare`` table that it marks as changed: ``[name, ratio]``."""
-    rows = []
-    for line in table.splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if len(cells) == 5 and cells[0] in ("+", "-"):
-            name = re.sub(r" \[.*?\]$", "", cells[4])
-            if is_watched(name.partition("(")[0].strip()):
-                rows.append([name, cells[3].strip("~")])
-    return rows
-
-
-def _compared(house, machine, before, after):
-    command = [sys.executable, "-m", "asv", "compare", "--factor", str(FACTOR)]
-    command += ["--machine", machine, before, after]
-    done = subprocess.run(command, cwd=house, capture_output=True, text=True, check=True)
-    return {"before": before, "after": after, "changed": changed(done.stdout)}
-
-
-def _product(params):
-    """Names of a benchmark's cells, in asv's order."""
-    places = [()]
-    for values in params:
-        places = [(*place, value.strip("'")) for place in places for value in values]
-    return places
-
-
-def _newest(folder, benchmark):
-    found = [json.loads(path.read_text()) for path in folder.glob(f"*-{benchmark}.evidence")]
-    if not found:
-        raise SystemExit(f"{folder} has no evidence of {benchmark}: measure this commit first")
-    return max(found, key=lambda data: data["ran"]["date"])
-
-
-def _main(house, machine, count="11"):
-    house = Path(house).resolve()
+def open_house(house, root=ROOT):
+    """Clone the checkout ``root`` into ``house``, unless that is such a clone, untouched."""
     if not house.exists():
-        git(ROOT, "clone", "--quiet", str(ROOT), str(house))
-    equal = git(house, "rev-list", "--first-parent", "--reverse", "-n", count, "HEAD").split()
-    planted = plant(house, machine)
-    (house / "commits").write_text("\n".join([*equal, *planted.values(), ""]))
+        git(root, "clone", "--quiet", str(root), str(house), check=False)
+    # git would take a folder without a repository for a part of the one around it.
+    if git(house, "rev-parse", "--show-toplevel", check=False) != str(house):
+        raise BadInput(f"{house} is no git checkout: remove it, or name another place")
+    here, there = (git(folder, "rev-parse", "HEAD") for folder in (house, root))
+    if here != there:
+        raise BadInput(
+            f"{house} stands at {here[:8]}, {root} at {there[:8]}: remove {house}, or name another"
+        )
+    if git(house, "diff", "--name-only", "HEAD", "--", "kernels"):
+        raise BadInput(f"{house} has uncommitted changes in kernels: remove it, or undo them")
+
+
+def equal_commits(house, count):
+    """The last ``count`` commits of the first parents, oldest first: all of the same GPU code."""
+    asked = int(count) if count.isdecimal() else 0
+    equal = git(house, "rev-list", "--first-parent", "--reverse", f"-n{asked}", "HEAD").split()
+    if asked < 2 or len(equal) < asked:
+        raise BadInput(f"{count} commits: expected 2 or more, and no more than {house} has")
+    for commit in equal:
+        names = git(house, "diff", "--name-only", commit, equal[-1], "--", *SAME_CODE).splitlines()
+        if names:
+            raise BadInput(
+                f"{commit[:8]} differs from {equal[-1][:8]} in {', '.join(names)}: the commits to "
+                "compare must have the same GPU code; name fewer"
+            )
+    return equal
+
+
+def measure(house, machine, commits):
+    """Have asv measure what is not measured; what fails is missed by the judge."""
+    (house / "commits").write_text("\n".join([*commits, ""]))
     command = [sys.executable, "-m", "asv", "run", "--machine", machine, "HASHFILE:commits"]
     command += ["--skip-existing-successful", "--bench", BENCHMARKS]
     environment = {**os.environ, "MOE_HARNESS_DEPTHS": "0", "MOE_HARNESS_NUMERICS": "i24"}
     subprocess.run(command, cwd=house, env=environment, stdout=sys.stderr, check=False)
-    print(json.dumps(judge(house, machine, planted, equal), indent=1))
+
+
+def run(house, machine, out, count="11"):
+    """Try, and write what came of it; the exit status."""
+    house = Path(house).resolve()
+    # Of the checkout, never of the house: what is measured there must not move what is planted.
+    cycles = cycles_of(ROOT / "results" / machine / "evidence")
+    open_house(house)
+    equal = equal_commits(house, count)
+    planted = plant(house, cycles)
+    measure(house, machine, [*equal, *planted.values()])
+    trial = judge(house, machine, equal, planted, cycles)
+    write_atomically(Path(out), json.dumps(trial, indent=1) + "\n")
+    print(f"the trial: {trial['ruling']}; {out}")
+    return 0 if trial["holds"] else 1
+
+
+def _main(arguments):
+    if len(arguments) not in (3, 4):
+        print("slowdown: expected HOUSE MACHINE JSON [COMMITS]", file=sys.stderr)
+        return 2
+    try:
+        return run(*arguments)
+    except BadInput as error:
+        print(f"slowdown: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    sys.exit(_main(sys.argv[1:]))

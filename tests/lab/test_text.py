@@ -1,9 +1,12 @@
 """Argmaxes and KL divergence: figures that are known, and texts that cannot be had."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from helpers.asv_house import ROOT
 
 from harness.backends import open_decoder
 from harness.errors import BadInput
@@ -55,6 +58,21 @@ def test_the_statistics_tell_formats_apart(embedded):
         kl[numerics] = seen.kl.mean()
     assert kl["f32"] < 1e-9
     assert kl["q8_k"] > 1e-5
+
+
+def test_the_script_of_the_docs_prints_what_stands_below_it():
+    before, _, rest = (ROOT / "docs" / "lab.md").read_text().partition("```python\n")
+    script, _, rest = rest.partition("```\n")
+    told = rest.partition("```\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    figures = [float(figure) for figure in told.split()]
+    assert len(figures) == 3
+    # A value half-way between two float16 may fall otherwise, where another library sums.
+    assert [float(figure) for figure in done.stdout.split()] == pytest.approx(figures, rel=0.1)
+    assert "`cuda:f64` | 1.27e-06 |" in before
+    assert figures[0] == 1.27e-06
 
 
 def test_a_text_that_cannot_be_had_is_bad_input(embedded, small_model, tmp_path):
