@@ -316,7 +316,7 @@ def _peer(
             "ms_per_token": _samples(measured.ms_per_token),
             "tokens_per_second": measured.avg_ts,
         }
-        return figures, {**measured.to_json(), "model_fingerprint": fingerprint}
+        return figures, {**measured.to_json(), "model_fingerprint": fingerprint, "gpu_uuid": gpu}
 
     return _recorded(benchmark, run)
 
