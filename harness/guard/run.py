@@ -106,7 +106,8 @@ def guard(
     ----------
     candidate, oracle
         Both are reset. The candidate's numerics brings the tolerance. A candidate whose
-        activations are rounded is judged teacher-forced, against an oracle that rounds alike.
+        activations are rounded is judged against an oracle that rounds alike: teacher-forced, and
+        free-running layer by layer, each on the input that it had.
     ids
         The prompt; every position is compared.
     mode

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.asv_results import edited, findings
 
 from harness.cli import main
 from harness.contract.integrity import read_results
@@ -34,16 +35,6 @@ def asv_file(results, commit=SEALED):
 def sidecar(results, words):
     [path] = results.glob(f"*/evidence/{SEALED}-*{words}.evidence")
     return path
-
-
-def edited(path, edit):
-    data = json.loads(path.read_text())
-    edit(data)
-    path.write_text(json.dumps(data))
-
-
-def findings(results):
-    return [(each.path, each.what) for each in read_results(results).findings]
 
 
 def checked(results, capsys):

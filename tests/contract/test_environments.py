@@ -4,10 +4,17 @@ import json
 import shutil
 
 import pytest
-from helpers.asv_results import BENCHMARK, COMMIT, DEPTHS, as_if_committed, measure
+from helpers.asv_results import (
+    BENCHMARK,
+    COMMIT,
+    DEPTHS,
+    as_if_committed,
+    edited,
+    findings,
+    measure,
+)
 
 from harness import tracking
-from harness.contract.integrity import read_results
 from harness.history.recovery import recover
 from harness.meter.sidecar import SEAL, digest, write_sidecar
 from harness.suite import DecodeSession
@@ -43,16 +50,6 @@ def asv_file(results, environment):
 
 def sidecars(results, environment=""):
     return sorted(results.glob(f"*/evidence/*-{environment}*.evidence"))
-
-
-def edited(path, edit):
-    data = json.loads(path.read_text())
-    edit(data)
-    path.write_text(json.dumps(data))
-
-
-def findings(results):
-    return [(each.path, each.what) for each in read_results(results).findings]
 
 
 def untold(path):

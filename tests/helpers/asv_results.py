@@ -6,6 +6,7 @@ from asv.results import Results
 from asv.runner import BenchmarkResult
 
 from harness import tracking
+from harness.contract.integrity import read_results
 from harness.meter.commit import this_commit
 from harness.meter.identity import machine_identity
 from harness.meter.stopping import StoppingRule
@@ -44,7 +45,7 @@ def write_asv_file(folder, figures, environment="venv"):
     depths = sorted(figures)
     for name in TRACKED:
         given = [figures[depth][name] for depth in depths]
-        sampled = [isinstance(figure, dict) for figure in given]
+        sampled = [figure if isinstance(figure, dict) else None for figure in given]
         stored.add_result(
             {
                 "name": f"{BENCHMARK}.track_{name}",
@@ -53,8 +54,8 @@ def write_asv_file(folder, figures, environment="venv"):
             },
             BenchmarkResult(
                 given,
-                [each["samples"] if told else None for each, told in zip(given, sampled)],  # noqa: B905
-                [each["number"] if told else None for each, told in zip(given, sampled)],  # noqa: B905
+                [each and each["samples"] for each in sampled],
+                [each and each["number"] for each in sampled],
                 0,
                 "",
                 None,
@@ -70,3 +71,15 @@ def write_asv_list(folder):
     told = {"version": "1" * 64, "params": [[repr(depth) for depth in DEPTHS]]}
     listed = {f"{BENCHMARK}.track_{name}": told for name in TRACKED}
     (folder / "benchmarks.json").write_text(json.dumps({**listed, "version": 2}))
+
+
+def edited(path, edit):
+    """Change a file of JSON in place."""
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def findings(results):
+    """What is wrong with stored results: ``(path, words)`` of each."""
+    return [(each.path, each.what) for each in read_results(results).findings]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from unittest import mock
 
 import numpy as np
@@ -254,10 +254,9 @@ def installed(cache):
         driver=(0, 0),
         compiler=(0, 0),
     )
-    decoder = SimpleNamespace(open_gpu=lambda _ordinal=0: here, Graph=EmulatedGraph)
     with (
         mock.patch.dict(sys.modules, {"pycuda": pycuda, "pycuda.driver": driver}),
-        mock.patch("harness.backends.cuda.decoder.open_gpu", decoder.open_gpu),
-        mock.patch("harness.backends.cuda.decoder.Graph", decoder.Graph),
+        mock.patch("harness.backends.cuda.decoder.open_gpu", return_value=here),
+        mock.patch("harness.backends.cuda.decoder.Graph", EmulatedGraph),
     ):
         yield here

@@ -181,12 +181,9 @@ inline void call(void (*kernel)(A), const void* with) {
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -213,7 +210,6 @@ inline To as(From from) {
   return to;
 }
 inline unsigned __float_as_uint(float x) { return as<unsigned>(x); }
-inline int __float_as_int(float x) { return as<int>(x); }
 inline float __uint_as_float(unsigned x) { return as<float>(x); }
 inline float __int_as_float(int x) { return as<float>(x); }
 inline float __fadd_rn(float a, float b) { return a + b; }
@@ -229,7 +225,6 @@ inline int __float2int_rn(float x) {
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
 using std::isfinite;
 using std::isnan;
 template <class A, class B>
@@ -265,7 +260,6 @@ template <class T> inline T __ldcg(const T* at) { return *at; }
 template <class T> inline T __ldcs(const T* at) { return *at; }
 inline void __threadfence() {}
 template <class T, class B> inline T atomicAdd(T* at, B by) { const T old = *at; *at += by; return old; }
-template <class T, class B> inline T atomicMax(T* at, B with) { const T old = *at; *at = std::max<T>(old, with); return old; }
 
 // -- meeting ------------------------------------------------------------------------------------------------
 
@@ -278,9 +272,6 @@ template <class T> inline T __shfl_xor_sync(unsigned, T mine, int mask) {
 }
 template <class T> inline T __shfl_sync(unsigned, T mine, int from) {
   return emulated::exchange(mine, [&](auto value, int) { return value(from); });
-}
-template <class T> inline T __shfl_down_sync(unsigned, T mine, int by) {
-  return emulated::exchange(mine, [&](auto value, int lane) { return value(lane + by < 32 ? lane + by : lane); });
 }
 inline unsigned __reduce_max_sync(unsigned, unsigned mine) {
   return emulated::exchange(mine, [](auto value, int) {
@@ -297,7 +288,6 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
   });
 }
 inline bool __all_sync(unsigned mask, bool mine) { return __ballot_sync(mask, mine) == 0xffffffffu; }
-inline bool __any_sync(unsigned mask, bool mine) { return __ballot_sync(mask, mine) != 0; }
 
 // d += a * b, of mma.m16n8k32 with u8 rows and s8 columns. A fragment (PTX ISA): a[0] is row g, a[1]
 // row g + 8, of columns 4 t to 4 t + 3; a[2] and a[3] the same 16 columns on; b.x rows 4 t on, b.y 16
