@@ -123,6 +123,9 @@ class DeviceTimed(Protocol):
         """Decode ``prompt`` untimed, then ``count`` tokens of its own choosing, timed."""
 
 
+COPIES = 16  # launches in one timing of a family that a token launches once, and shortly
+
+
 class FamilyClock(Protocol):
     """Repeats a decoder's last step, and times one family of its kernels at a time.
 

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from harness.backends import turned_to
-from harness.decoder import FamilyTimed
+from harness.decoder import COPIES, FamilyTimed
 from harness.meter.decode import Workload
 from harness.meter.families import FamiliesMeasurement, measure_families
 from harness.suite import DecodeSession, open_oracle
@@ -63,6 +63,11 @@ class FamilySession(DecodeSession):
             instruments=self._instruments(),
             rule=rule,
         )
+
+    def _capacity(self, workload: Workload) -> int:
+        """Room for the copies of argmax, too: each of them moves on by one position."""
+        positions = super()._capacity(workload) + COPIES - 1
+        return min(positions, self._model.config.context_length)
 
     def _oracle_of(self, candidate: Decoder) -> AbstractContextManager[Oracle]:
         """Open one, or take the last one: it stays resident, as no memory is measured here."""

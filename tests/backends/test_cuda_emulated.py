@@ -3,12 +3,15 @@ and rejects what is planted in them. On a GPU, test_cuda.py asks the same of the
 
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
 from helpers import emulated
 
 from harness.backends.cuda.decoder import CudaDecoder
+from harness.backends.cuda.forward import TOKEN_FAMILIES
+from harness.decoder import COPIES
 from harness.guard import guard
 from harness.guard.faults import prove, seeded_prompts
 from harness.model import open_model
@@ -19,6 +22,7 @@ from harness.stages import Capture, Plan
 IDS = [3, 1, 4]
 # Each compiles the kernels once more; the others differ from f32 in few lines (test_numerics.py).
 NUMERICS = ("i24", "f32", "q8_k", "quad")
+LAYER_FAMILIES = TOKEN_FAMILIES[1:-2]
 
 pytestmark = pytest.mark.skipif(emulated.compiler() is None, reason="no g++ here")
 
@@ -84,6 +88,29 @@ def test_a_long_cache_is_split_and_merged(small_model):
     decoder = open_emulated(small_model, capacity=208)
     evidence = guard(decoder, oracle_of(small_model, "i24", 208), IDS, cache=cache)
     assert evidence.verdict.accepted, evidence.verdict.reasons
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("room", [0, 1, 64])
+def test_families_are_timed_alone_in_as_many_copies_as_fit_and_leave_the_same_bits(
+    small_model, room
+):
+    decoder = open_emulated(small_model, capacity=len(IDS) + room)
+    before = logits(decoder)
+    with closing(decoder.family_clock(IDS[-1])) as clock:
+        for family in TOKEN_FAMILIES:
+            launches = small_model.config.layers if family in LAYER_FAMILIES else 1
+            assert clock.launches[family] == launches, family
+            assert min(clock.milliseconds(family, 2)) > 0
+            first = clock.left()
+            clock.milliseconds(family, 2)
+            assert clock.left() == first, family
+            assert clock.logits().tobytes() == before[-1].tobytes(), family
+        clock.milliseconds("argmax", 1)
+        position = np.frombuffer(clock.left(), np.int32)[-2 - decoder.capacity]
+        assert position == len(IDS) - 1 + min(COPIES, 1 + room)
+    assert logits(decoder).tobytes() == before.tobytes()
+    decoder.close()
 
 
 @pytest.mark.usefixtures("here")

@@ -13,7 +13,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import NamedTuple
 
-from helpers.asv_house import git, our_conf
+from helpers.asv_house import our_conf
 
 FACTOR = 1.03
 SHARE = 0.05
@@ -25,9 +25,6 @@ SHOULD_RISE = {
     DECODE: "decode.Qwen3MoeDecode.track_ms_per_token(0)",
 }
 _FAMILY = re.compile(r"kernels\.CudaFamilies\.track_microseconds\('\w+', 'i24'\)")
-# Of the harness, what runs in no measurement.
-_ASIDE = ("report", "draw", "lab", "contract", "profile", "history")
-_MEASURES = ("harness", "benchmarks", *(f":(exclude)harness/{folder}" for folder in _ASIDE))
 
 HOLDS, FAILS = "holds", "does not hold"
 NOT_MEASURED, NOT_VALID = "not measured", "not valid"
@@ -46,8 +43,8 @@ class Measured(NamedTuple):
 def judge(house, machine, equal, planted, cycles):
     """Ask ``asv compare`` about every pair; the trial as plain data.
 
-    ``equal``: commits of the same GPU code, oldest first; ``planted``: by what is slowed down, the
-    commit that does it to the last of them.
+    ``equal``: commits that differ in nothing, oldest first; ``planted``: by what is slowed down,
+    the commit that does it to the last of them.
     """
     measured = read_measured(house, machine, equal, [*equal, *planted.values()])
     pairs = [compared(measured, *pair) for pair in pairwise(equal)]
@@ -57,7 +54,7 @@ def judge(house, machine, equal, planted, cycles):
     }
     ruling = rule(pairs, plants)
     return {
-        "schema": "moe-harness/slowdown/2",
+        "schema": "moe-harness/slowdown/3",
         "ruling": ruling,
         "holds": ruling == HOLDS,
         "factor": FACTOR,
@@ -87,7 +84,7 @@ def rule(pairs, plants):
 
 
 def compared(measured, before, after):
-    """One pair: whether it was compared in full, what is missing, what changed, other files."""
+    """One pair: whether it was compared in full, what is missing, what changed."""
     missing = [
         f"{commit[:8]}: {name}"
         for commit in (before, after)
@@ -104,14 +101,12 @@ def compared(measured, before, after):
             if marks.get(name) not in ("", "+", "-")
         ]
         changed = [row for row in table if row[0] in ("+", "-")]
-    names = git(measured.house, "diff", "--name-only", before, after, "--", *_MEASURES)
     return {
         "before": before,
         "after": after,
         "measured": not missing,
         "missing": missing,
         "changed": changed,
-        "other_files": names.splitlines(),
     }
 
 

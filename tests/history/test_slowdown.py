@@ -94,14 +94,16 @@ def test_the_planted_commits_are_children_of_the_last_and_come_out_the_same_agai
     git(house, "add", "--all")
     git(house, "commit", "--quiet", "--message", "all")
     head, cycles = git(house, "rev-parse", "HEAD"), {KERNEL: 910, DECODE: 620}
-    planted = plant(house, cycles)
-    assert plant(house, cycles) == planted
-    assert len({head, *planted.values()}) == 3
+    (_, parent) = equal = equal_commits(house, "2")
+    planted = plant(house, cycles, parent)
+    assert (equal_commits(house, "2"), plant(house, cycles, parent)) == (equal, planted)
+    assert git(house, "rev-parse", "HEAD") == head
+    assert len({*equal, *planted.values()}) == 4
     for what, files in ((KERNEL, {"common.cuh", "experts.cu"}), (DECODE, {"common.cuh"})):
-        assert git(house, "rev-parse", f"{planted[what]}^") == head
-        named = git(house, "diff", "--name-only", head, planted[what]).split()
+        assert git(house, "rev-parse", f"{planted[what]}^") == parent
+        named = git(house, "diff", "--name-only", parent, planted[what]).split()
         assert set(named) == {f"kernels/{name}" for name in files}
-        assert f"spin({cycles[what]});" in git(house, "diff", head, planted[what])
+        assert f"spin({cycles[what]});" in git(house, "diff", parent, planted[what])
     assert git(house, "status", "--porcelain") == ""
 
 
@@ -172,15 +174,13 @@ def test_no_sidecar_that_counts_is_one_line(evidence):
 
 @pytest.fixture
 def root(tmp_path):
-    """A checkout of three commits, of which the second changes a kernel."""
+    """A checkout of one commit."""
     root = tmp_path / "root"
     (root / "kernels").mkdir(parents=True)
     git(root, "init", "--quiet", "--initial-branch", "main")
-    for number, text in enumerate(("slow", "fast", "fast")):
-        (root / "kernels" / "a.cu").write_text(text)
-        (root / "other").write_text(str(number))
-        git(root, "add", "--all")
-        git(root, "commit", "--quiet", "--message", text)
+    (root / "kernels" / "a.cu").write_text("a kernel")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "one")
     return root
 
 
@@ -203,11 +203,24 @@ def test_a_folder_in_the_checkout_is_no_house(root):
         open_house(root / "house", root)
 
 
-def test_commits_of_other_gpu_code_are_told_before_anything_is_measured(root):
-    assert len(equal_commits(root, "2")) == 2
-    with pytest.raises(BadInput, match=r"differs from \w{8} in kernels/a.cu: .*; name fewer$"):
-        equal_commits(root, "3")
-    for count in ("1", "many", "9"):
+def test_equal_commits_change_nothing_and_any_clone_has_them(root, tmp_path):
+    head, *others = equal = equal_commits(root, "3")
+    assert head == git(root, "rev-parse", "HEAD")
+    assert len({*equal}) == 3
+    for commit in others:
+        assert git(root, "rev-parse", f"{commit}^{{tree}}") == git(root, "rev-parse", "HEAD^{tree}")
+    git(
+        tmp_path,
+        "clone",
+        "--quiet",
+        "--depth",
+        "9",
+        f"file://{root}",
+        "clone",
+        "--no-single-branch",
+    )
+    assert git(tmp_path / "clone", "cat-file", "-t", equal[-1]) == "commit"
+    for count in ("1", "many", "-3"):
         with pytest.raises(BadInput, match="expected 2 or more"):
             equal_commits(root, count)
 
@@ -223,10 +236,6 @@ class Trial:
 
     def __init__(self, folder):
         self.house = new_house(folder, benchmark_dir="nowhere")
-        (folder / "harness").unlink()  # a link: what the commits change must be theirs
-        large = shutil.ignore_patterns("*.gguf")
-        shutil.copytree(ROOT / "harness", folder / "harness", ignore=large)
-        git(folder, "add", "harness")
         (first, _), (last, _), (kernel, _), (decode, _) = commit_times(folder, 4)
         self.equal, self.planted = [first, last], {KERNEL: kernel, DECODE: decode}
         self.results = folder / "results"
@@ -344,21 +353,6 @@ def test_a_commit_of_another_environment_or_version_is_not_measured(trial):
     assert len(data["pairs"][0]["missing"]) == 3
     trial.store(first)
     assert trial.judged()["ruling"] == HOLDS
-
-
-def test_other_files_that_may_move_a_figure_are_listed(trial):
-    aside = ("harness/report/page.py", "README")
-    for name in ("harness/guard/run.py", "benchmarks/decode.py", *aside):
-        path = trial.house / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("another")
-        git(trial.house, "add", str(path))
-    git(trial.house, "commit", "--quiet", "--message", "other files")
-    trial.equal.append(git(trial.house, "rev-parse", "HEAD"))
-    trial.store(trial.equal[-1])
-    before, after = trial.judged()["pairs"]
-    assert before["other_files"] == []
-    assert after["other_files"] == ["benchmarks/decode.py", "harness/guard/run.py"]
 
 
 def test_a_trial_that_does_not_hold_is_written_all_the_same(trial, tmp_path, monkeypatch):

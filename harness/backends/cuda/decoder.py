@@ -239,6 +239,7 @@ class CudaDecoder:
             self._stream,
             position=self.position - 1,
             token=token,
+            capacity=self.capacity,
             overlapped=self.gpu.overlaps,
         )
 

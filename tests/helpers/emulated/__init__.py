@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -175,6 +176,19 @@ class EmulatedGraph:
         self._work = []
 
 
+class Event:
+    """Its own clock: the time of a replay, on this CPU."""
+
+    def record(self, stream):
+        stream.do(self._now)
+
+    def _now(self):
+        self._at = time.perf_counter()
+
+    def time_since(self, other):
+        return 1e3 * (self._at - other._at)
+
+
 class Allocation:
     """Memory of this process, by address."""
 
@@ -207,6 +221,9 @@ def _driver():
 
         return memset
 
+    def fill_async(address, value, count, stream):
+        stream.do(lambda: driver.memset_d32(address, value, count))
+
     def to_device(address, values):
         values = np.ascontiguousarray(values)
         _view(address, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
@@ -222,10 +239,11 @@ def _driver():
 
     driver = ModuleType("pycuda.driver")
     driver.Error, driver.MemoryError = DriverError, OutOfMemoryError
-    driver.Stream = Stream
+    driver.Stream, driver.Event = Stream, Event
     driver.mem_alloc = Allocation
     driver.mem_get_info = lambda: (1 << 40, 1 << 40)
     driver.memset_d32, driver.memset_d16 = fill(np.uint32), fill(np.uint16)
+    driver.memset_d32_async = fill_async
     driver.memcpy_htod, driver.memcpy_dtoh = to_device, from_device
     driver.memcpy_dtod_async = between
     driver.pagelocked_empty = np.empty
@@ -258,5 +276,6 @@ def installed(cache):
         mock.patch.dict(sys.modules, {"pycuda": pycuda, "pycuda.driver": driver}),
         mock.patch("harness.backends.cuda.decoder.open_gpu", return_value=here),
         mock.patch("harness.backends.cuda.decoder.Graph", EmulatedGraph),
+        mock.patch("harness.backends.cuda.family_clock.Graph", EmulatedGraph),
     ):
         yield here
