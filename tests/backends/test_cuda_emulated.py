@@ -91,7 +91,7 @@ def test_a_long_cache_is_split_and_merged(small_model):
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("room", [0, 1, 64])
+@pytest.mark.parametrize("room", [1, 64])
 def test_families_are_timed_alone_in_as_many_copies_as_fit_and_leave_the_same_bits(
     small_model, room
 ):
@@ -101,14 +101,14 @@ def test_families_are_timed_alone_in_as_many_copies_as_fit_and_leave_the_same_bi
         for family in TOKEN_FAMILIES:
             launches = small_model.config.layers if family in LAYER_FAMILIES else 1
             assert clock.launches[family] == launches, family
-            assert min(clock.milliseconds(family, 2)) > 0
+        for family in ("embed", "argmax"):  # which are those of one launch, and copied
+            assert min(clock.milliseconds(family, 1)) > 0
             first = clock.left()
-            clock.milliseconds(family, 2)
+            clock.milliseconds(family, 1)
             assert clock.left() == first, family
-            assert clock.logits().tobytes() == before[-1].tobytes(), family
-        clock.milliseconds("argmax", 1)
         position = np.frombuffer(clock.left(), np.int32)[-2 - decoder.capacity]
         assert position == len(IDS) - 1 + min(COPIES, 1 + room)
+        assert clock.logits().tobytes() == before[-1].tobytes()
     assert logits(decoder).tobytes() == before.tobytes()
     decoder.close()
 
