@@ -123,7 +123,9 @@ class DeviceTimed(Protocol):
         """Decode ``prompt`` untimed, then ``count`` tokens of its own choosing, timed."""
 
 
-COPIES = 16  # launches in one timing of a family that a token launches once, and shortly
+# Launches in one timing of a family that a token launches once, and shortly; where the cache has
+# room: argmax moves on by a position each time.
+COPIES = 16
 
 
 class FamilyClock(Protocol):

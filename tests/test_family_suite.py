@@ -3,7 +3,10 @@
 import pytest
 
 from harness.backends import open_decoder
+from harness.decoder import COPIES
+from harness.errors import BadInput
 from harness.family_suite import FamilySession
+from harness.meter.decode import Workload
 from harness.reference import Oracle
 from harness.suite import DecodeSession
 
@@ -30,6 +33,14 @@ def families(small_model):
     DecodeSession.__init__(session, small_model, backend="cpu")
     session._oracle = None
     return session
+
+
+def test_a_family_session_has_room_for_the_copies_of_argmax_within_the_context(families):
+    context = families._model.config.context_length
+    assert families._capacity(Workload((3, 1), 20, 0)) == 22 + COPIES - 1
+    assert families._capacity(Workload((3, 1), context - 2, 0)) == context
+    with pytest.raises(BadInput, match="the model's context"):
+        families._capacity(Workload((3, 1), context - 1, 0))
 
 
 def candidate(model, numerics="f32", capacity=CAPACITY):

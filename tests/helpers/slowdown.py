@@ -136,10 +136,10 @@ def plant(house, cycles, parent):
     head = git(house, "rev-parse", "HEAD")
     date = git(house, "log", "-1", "--format=%cI", parent)
     kernels = house / "kernels"
-    sources = {name: (kernels / name).read_text() for name in ("common.cuh", "experts.cu")}
     planted = {}
     for what in (KERNEL, DECODE):
         git(house, "checkout", "--quiet", "--detach", parent)
+        sources = {name: (kernels / name).read_text() for name in ("common.cuh", "experts.cu")}
         for name, text in slowed(sources, what, cycles[what]).items():
             (kernels / name).write_text(text)
         message = f"Planted: {what} slower by {SHARE:.0%}, {cycles[what]} cycles a launch"

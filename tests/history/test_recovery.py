@@ -34,7 +34,8 @@ def asv_file(results):
         if all(
             name in rows
             and rows[name][version] == suite[name]["version"]
-            and not any(math.isnan(value) for value in rows[name][0])  # left out of that run
+            and None not in rows[name][0]
+            and not any(map(math.isnan, rows[name][0]))  # left out of that run
             for name in RECOVERED
         ):
             return path

@@ -209,16 +209,8 @@ def test_equal_commits_change_nothing_and_any_clone_has_them(root, tmp_path):
     assert len({*equal}) == 3
     for commit in others:
         assert git(root, "rev-parse", f"{commit}^{{tree}}") == git(root, "rev-parse", "HEAD^{tree}")
-    git(
-        tmp_path,
-        "clone",
-        "--quiet",
-        "--depth",
-        "9",
-        f"file://{root}",
-        "clone",
-        "--no-single-branch",
-    )
+    shallow = ("clone", "--quiet", "--depth", "9", "--no-single-branch")
+    git(tmp_path, *shallow, f"file://{root}", "clone")
     assert git(tmp_path / "clone", "cat-file", "-t", equal[-1]) == "commit"
     for count in ("1", "many", "-3"):
         with pytest.raises(BadInput, match="expected 2 or more"):

@@ -20,9 +20,9 @@ _MOVES_ON = "argmax"  # writes the next position and token
 # a large model more than the L2 holds. Logits come last in a token already.
 _READ_BEFORE = {"logits": "gate_up"}
 _READ_LAST = "logits"
-# The start of a graph takes some 4 us, and 0.3 us more in one process than in another: more than
-# 3 % of a short family that a token launches once. Those that read no more than the L2 holds are
-# launched several times in one replay.
+# The start of a graph takes 4 to 5 us, and up to 0.7 us more in one process than in another: more
+# than 3 % of a short family that a token launches once. Those that read no more than the L2 holds
+# are launched several times in one replay; from the second on, they find it there.
 _COPIES = {"embed": COPIES, _MOVES_ON: COPIES}
 
 
@@ -32,9 +32,10 @@ class FamilyClock:
     A family's graph is captured from ``Forward.token`` with all other kernels left out. Before each
     replay of it the step is repeated but for argmax, untimed: the token stands at its position
     again, every buffer holds what a decode leaves there, and what the family reads of the weights
-    and of the cache has been displaced from the L2 by ``read_before``. What kernels hand to each
-    other, some kilobytes, is as warm as it happens to be; it is the last layer's for every layer,
-    so that all of them multiply the experts that the last one chose.
+    and of the cache has been displaced from the L2 by ``read_before`` (for the first of its
+    ``COPIES``, where a token launches it once, and shortly). What kernels hand to each other, some
+    kilobytes, is as warm as it happens to be; it is the last layer's for every layer, so that all
+    of them multiply the experts that the last one chose.
 
     Parameters
     ----------

