@@ -101,6 +101,7 @@ def test_the_planted_commits_are_children_of_the_last_and_come_out_the_same_agai
     assert len({*equal, *planted.values()}) == 4
     for what, files in ((KERNEL, {"common.cuh", "experts.cu"}), (DECODE, {"common.cuh"})):
         assert git(house, "rev-parse", f"{planted[what]}^") == parent
+        assert git(house, "branch", "--points-at", planted[what]), "asv's clone would lack it"
         named = git(house, "diff", "--name-only", parent, planted[what]).split()
         assert set(named) == {f"kernels/{name}" for name in files}
         assert f"spin({cycles[what]});" in git(house, "diff", parent, planted[what])
