@@ -42,7 +42,6 @@ class CudaFamilies:
         [
             "embed",
             "qkv",
-            "append",
             "attend",
             "attention_output",
             "route",

@@ -1,4 +1,4 @@
-"""Launches ``attention.cu``: heads into the cache, then attention over it."""
+"""Launches ``attention.cu``: a position's heads into the cache, and attention over it."""
 
 from __future__ import annotations
 
@@ -7,75 +7,66 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kernels.family import POINTER, Family, struct
-from kernels.launch import WARPS
 
 if TYPE_CHECKING:
     from kernels.compiler import Program
+    from kernels.family import Heads
     from kernels.launch import Kernel
 
-APPEND = struct(
+ATTEND = struct(
     ("qkv", POINTER),
     ("q_norm", POINTER),
     ("k_norm", POINTER),
     ("rotation", POINTER),
     ("state", POINTER),
-    ("q", POINTER),
-    ("k", POINTER),
     ("keys", POINTER),
     ("values", POINTER),
-    ("heads", np.int32),
-    ("kv_heads", np.int32),
-    ("eps", np.float32),
-    ("padding", np.int32),
-)
-ATTEND = struct(
-    ("q", POINTER),
-    ("keys", POINTER),
-    ("values", POINTER),
-    ("state", POINTER),
     ("partial", POINTER),
     ("arrived", POINTER),
     ("mixed", POINTER),
+    ("trace_q", POINTER),
+    ("trace_k", POINTER),
     ("kv_heads", np.int32),
-    ("padding", np.int32),
+    ("eps", np.float32),
 )
 FAMILY = Family(
     "attention",
-    {"append": APPEND, "attend": ATTEND},
+    {"attend": ATTEND},
     plants=("stale_kv", "rope_interleaved", "no_qk_norm"),
     per_heads=True,
 )
-_WARP = 32
-_PER_MULTIPROCESSOR = 2  # blocks that read the cache
-_MOST_HEADS = 8  # query heads of a block
+_WARPS = 4  # of a block (kBlockWarps)
+_MOST_HEADS = 8  # query heads of a block (kHeads)
+_COLUMNS = 8  # heads that a tensor core takes (kColumns)
+_MERGED = 64  # dimensions that sums are padded to a multiple of (kUnits)
 
 
 class Attention:
     """Norm, rotation and append of a position's heads; grouped-query attention."""
 
     def __init__(self, program: Program, kv_heads: int) -> None:
-        self._heads, self._kv_heads = program.heads, kv_heads
-        self._append = program.kernel(FAMILY, "append")
+        self._kv_heads = kv_heads
         self._attend = program.kernel(FAMILY, "attend")
-        group = program.heads.group
-        # As kHeads: a power of two, so that a warp's lanes share out its scores evenly.
-        self._block_heads = min(_MOST_HEADS, 1 << (group - 1).bit_length())
-        self.subgroups = -(-group // self._block_heads)
-        blocks = _PER_MULTIPROCESSOR * program.device.multiprocessors
-        self.splits = max(1, blocks // (kv_heads * self.subgroups))
-        self._record = self._block_heads * (program.heads.head_dim + 2)  # floats
+        heads = program.heads
+        self._block_heads = _block_heads(heads)
+        self._subgroups = -(-heads.group // self._block_heads)
+        # A block a multiprocessor; more would only be more to merge.
+        blocks = program.device.multiprocessors
+        self._splits = max(1, blocks // (kv_heads * self._subgroups))
+        self._record = _sums(heads) + 4  # kRecord
+        self._shared = sums_bytes(heads)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        """The kernels that are launched."""
-        return (self._append, self._attend)
+        """The kernel that is launched."""
+        return (self._attend,)
 
     @property
     def partial_values(self) -> int:
         """Float32 values of scratch that ``attend`` takes."""
-        return self._kv_heads * self.subgroups * self.splits * self._record
+        return self._kv_heads * self._subgroups * self._splits * self._block_heads * self._record
 
-    def append(
+    def attend(
         self,
         *,
         qkv: int,
@@ -84,67 +75,66 @@ class Attention:
         rotation: int,
         eps: float,
         state: int,
-        q: int,
         keys: int,
         values: int,
+        partial: int,
+        arrived: int,
+        mixed: int,
         stream: object,
+        trace_q: int = 0,
         trace_k: int = 0,
     ) -> None:
-        """Norm and rotate Q and K, append K and V to this layer's cache at ``state``'s position.
+        """Append the heads of ``state``'s position to the cache; attend to all up to there.
 
-        ``qkv`` is float32 ``[heads + 2 kv_heads, head_dim]``, ``q`` receives ``[heads, head_dim]``;
-        ``keys`` and ``values`` are float16 ``[capacity, kv_heads, head_dim]``.
+        ``qkv`` is float32 ``[heads + 2 kv_heads, head_dim]``; ``q_norm`` and ``k_norm`` are
+        ``[head_dim]``; ``rotation`` is ``embed``'s. ``keys`` and ``values``, this layer's, are
+        float16 ``[capacity, kv_heads, head_dim]``. ``mixed`` receives float32 ``[heads,
+        head_dim]``.
+
+        ``partial`` is scratch (``partial_values``), ``arrived`` uint32 ``[heads]``, zero.
+        ``trace_q`` and ``trace_k`` receive the rotated heads, float32, unless null.
         """
-        heads = self._kv_heads * self._heads.group
-        self._append.launch(
+        self._attend.launch(
             {
                 "qkv": qkv,
                 "q_norm": q_norm,
                 "k_norm": k_norm,
                 "rotation": rotation,
-                "eps": eps,
                 "state": state,
-                "q": q,
-                "k": trace_k,
                 "keys": keys,
                 "values": values,
-                "heads": heads,
-                "kv_heads": self._kv_heads,
-            },
-            grid=(heads + 2 * self._kv_heads,),
-            stream=stream,
-            threads=_WARP,
-        )
-
-    def attend(
-        self,
-        *,
-        q: int,
-        keys: int,
-        values: int,
-        state: int,
-        partial: int,
-        arrived: int,
-        mixed: int,
-        stream: object,
-    ) -> None:
-        """Attend to all positions up to ``state``'s: ``mixed`` is float32 ``[heads, head_dim]``.
-
-        ``partial`` is scratch (``partial_values``), ``arrived`` uint32 ``[kv_heads, subgroups]``,
-        zero.
-        """
-        self._attend.launch(
-            {
-                "q": q,
-                "keys": keys,
-                "values": values,
-                "state": state,
                 "partial": partial,
                 "arrived": arrived,
                 "mixed": mixed,
+                "trace_q": trace_q,
+                "trace_k": trace_k,
                 "kv_heads": self._kv_heads,
+                "eps": eps,
             },
-            grid=(self.splits, self._kv_heads, self.subgroups),
+            grid=(self._kv_heads, self._subgroups, self._splits),
             stream=stream,
-            shared=4 * (WARPS * self._record + self._block_heads * max(WARPS, self.splits)),
+            threads=32 * _WARPS,
+            shared=self._shared,
         )
+
+
+def sums_bytes(heads: Heads) -> int:
+    """Shared memory that ``attend`` is launched with: its warps' sums."""
+    return 4 * _WARPS * _block_heads(heads) * (_sums(heads) + 8)  # kSumsStride
+
+
+def shared_bytes(heads: Heads) -> int:
+    """Shared memory of a block of ``attend``, with what it declares by itself (``Shared``)."""
+    chunks = -(-heads.head_dim // 8)
+    loads = -(-chunks // 4)  # kKeyLoads
+    query = 2 * _COLUMNS * (4 * loads + (0 if loads % 2 else 4))  # kQueryChunks
+    return sums_bytes(heads) + 16 * (query + 2 * chunks) + 4 * _COLUMNS * (1 + 2 * _WARPS)
+
+
+def _block_heads(heads: Heads) -> int:
+    return min(_MOST_HEADS, heads.group)
+
+
+def _sums(heads: Heads) -> int:
+    """Values of a head's sums, as they are merged."""
+    return -(-heads.head_dim // _MERGED) * _MERGED

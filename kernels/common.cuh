@@ -57,8 +57,16 @@ __device__ inline void take_over() {
 #endif
 }
 
+// What there is to do while something else is under way, where there is nothing.
+struct Nothing {
+  __device__ void operator()() const {}
+};
+
 __device__ inline int lane_id() { return threadIdx.x & 31; }
 __device__ inline int warp_id() { return threadIdx.x >> 5; }
+// For whole warps alone: the compiler knows it to be the same in all lanes, and writes no code for
+// lanes that part at a branch on it.
+__device__ inline int whole_warp_id() { return __shfl_sync(kAllLanes, threadIdx.x >> 5, 0); }
 
 // Butterfly: every lane ends with the same sum, added in the same order.
 template <class T>

@@ -166,16 +166,19 @@ def _by_pycuda(family: Family, options: Sequence[str], arch: str, nvcc: Path) ->
     import pycuda.driver  # noqa: PLC0415
 
     try:
-        compiled = pycuda.compiler.compile(
-            family.path.read_text(encoding="utf-8"),
-            nvcc=str(nvcc),
-            options=list(options),
-            no_extern_c=True,
-            arch=arch,
-            cache_dir=False,
-            include_dirs=_include_folders(family),
-            target="ptx",
-        )
+        with warnings.catch_warnings():
+            # PyCUDA leaves closing the file that it reads the PTX from to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            compiled = pycuda.compiler.compile(
+                family.path.read_text(encoding="utf-8"),
+                nvcc=str(nvcc),
+                options=list(options),
+                no_extern_c=True,
+                arch=arch,
+                cache_dir=False,
+                include_dirs=_include_folders(family),
+                target="ptx",
+            )
     except pycuda.driver.CompileError as error:
         raise CompileError(_complaint(family, arch, error.stderr or str(error))) from None
     return bytes(compiled)

@@ -2,52 +2,67 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kernels.family import POINTER, Family, struct
-from kernels.launch import BLOCK_ROWS, Kernel, blocks_for, input_bytes
+from kernels.launch import (
+    BLOCK_ROWS,
+    SUPERBLOCK,
+    TileStream,
+    blocks_for,
+    choose_bytes,
+    fixed_bytes,
+    input_bytes,
+)
 from kernels.weights import MATRIX
 
 if TYPE_CHECKING:
     from kernels.compiler import Program
+    from kernels.launch import Device, Kernel
 
+CHOOSING = struct(
+    ("logits", POINTER),
+    ("trace_ids", POINTER),
+    ("trace_weights", POINTER),
+    ("experts", np.int32),
+    ("top_k", np.int32),
+)
 GATE_UP = struct(
     ("gate", MATRIX),
     ("up", MATRIX),
+    ("choosing", CHOOSING),
     ("x", POINTER),
     ("norm", POINTER),
-    ("ids", POINTER),
     ("gated", POINTER),
     ("trace_norm", POINTER),
     ("trace_gate", POINTER),
     ("trace_up", POINTER),
     ("trace_silu", POINTER),
     ("eps", np.float32),
-    ("top_k", np.int32),
-    ("experts", np.int32),
-    ("padding", np.int32),
+    ("batch", np.int32),
 )
 DOWN = struct(
     ("down", MATRIX),
+    ("choosing", CHOOSING),
     ("gated", POINTER),
-    ("ids", POINTER),
-    ("weights", POINTER),
     ("state", POINTER),
     ("residual", POINTER),
     ("trace_down", POINTER),
     ("trace_moe", POINTER),
-    ("top_k", np.int32),
-    ("experts", np.int32),
     ("last_layer", np.int32),
-    ("padding", np.int32),
+    ("batch", np.int32),
 )
 FAMILY = Family(
     "experts",
     {"gate_up": GATE_UP, "down": DOWN},
-    choices=("accumulator", "activation", "weighted_sum", "swiglu"),
+    choices=("accumulator", "activation", "softmax", "top_k_epsilon", "weighted_sum", "swiglu"),
     plants=(
+        "uniform_weights",
+        "unnormalised_weights",
+        "last_expert_at_tie",
         "wrong_expert",
         "drop_top_expert",
         "drop_lowest_expert",
@@ -56,8 +71,45 @@ FAMILY = Family(
         "nan",
     ),
 )
-_PLAIN_ROWS = 2  # of the residual that a block computes at a time without tiles (kDownRows)
-_PER_MULTIPROCESSOR = 3  # blocks: as many as fit at a time (kResident)
+_PLAIN_ROWS = 2  # of the residual that a block computes at a time without tiles (kWarpRows)
+_PER_MULTIPROCESSOR = 3  # blocks over plain rows
+# Tiles that a warp holds (the depth of each kernel's TileStream).
+_GATE_UP_DEPTH, _DOWN_DEPTH = 3, 2
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """What experts are chosen by, and where the choice is traced.
+
+    Attributes
+    ----------
+    logits
+        Address of the router's, float32 ``[experts]``.
+    experts, top_k
+        How many there are, and are chosen.
+    trace_ids, trace_weights
+        Addresses of int32 and float32 ``[top_k]``, best first, or 0.
+
+    """
+
+    logits: int
+    experts: int
+    top_k: int
+    trace_ids: int = 0
+    trace_weights: int = 0
+
+    @property
+    def argument(self) -> np.void:
+        """As the kernels read it."""
+        described = np.zeros((), CHOOSING)
+        for name in CHOOSING.names or ():
+            described[name] = getattr(self, name)
+        return described[()]  # type: ignore[return-value] # numpy's types take () for a slice
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that a block chooses in."""
+        return choose_bytes(self.experts, self.top_k)
 
 
 class Experts:
@@ -77,13 +129,11 @@ class Experts:
         self,
         gate: np.void,
         up: np.void,
+        choosing: Choosing,
         *,
         x: int,
         norm: int,
         eps: float,
-        ids: int,
-        top_k: int,
-        experts: int,
         gated: int,
         stream: object,
         trace_norm: int = 0,
@@ -92,37 +142,37 @@ class Experts:
         trace_silu: int = 0,
     ) -> None:
         """Norm ``x``; ``gated`` receives silu(gate x) * up x, float32 ``[top_k, width]``."""
-        items = top_k * -(-int(gate["rows"]) // BLOCK_ROWS)
-        self._gate_up.of(gate, up).launch(
-            {
-                "gate": gate,
-                "up": up,
-                "x": x,
-                "norm": norm,
-                "eps": eps,
-                "ids": ids,
-                "top_k": top_k,
-                "experts": experts,
-                "gated": gated,
-                "trace_norm": trace_norm,
-                "trace_gate": trace_gate,
-                "trace_up": trace_up,
-                "trace_silu": trace_silu,
-            },
+        kernel = self._gate_up.of(gate, up)
+        items = choosing.top_k * -(-int(gate["rows"]) // BLOCK_ROWS)
+        values = {
+            "gate": gate,
+            "up": up,
+            "choosing": choosing.argument,
+            "x": x,
+            "norm": norm,
+            "eps": eps,
+            "gated": gated,
+            "trace_norm": trace_norm,
+            "trace_gate": trace_gate,
+            "trace_up": trace_up,
+            "trace_silu": trace_silu,
+        }
+        if kernel is self._gate_up.tiled:
+            gate_up_stream(gate, up, choosing, self._device).launch(kernel, values, stream)
+            return
+        kernel.launch(
+            values,
             grid=(blocks_for(items, 1, self._device, _PER_MULTIPROCESSOR),),
             stream=stream,
-            shared=input_bytes(int(gate["columns"]), self._activation),
+            shared=gate_up_bytes(int(gate["columns"]), choosing, self._activation),
         )
 
     def down(
         self,
         down: np.void,
+        choosing: Choosing,
         *,
         gated: int,
-        ids: int,
-        weights: int,
-        top_k: int,
-        experts: int,
         state: int,
         residual: int,
         last_layer: bool,
@@ -132,23 +182,64 @@ class Experts:
     ) -> None:
         """Add the experts' weighted outputs to ``residual``, float32 ``[hidden]``, in place."""
         kernel = self._down.of(down)
-        rows = BLOCK_ROWS if kernel is self._down.tiled else _PLAIN_ROWS
-        staged = input_bytes(top_k * int(down["columns"]), self._activation)
+        values = {
+            "down": down,
+            "choosing": choosing.argument,
+            "gated": gated,
+            "state": state,
+            "residual": residual,
+            "last_layer": last_layer,
+            "trace_down": trace_down,
+            "trace_moe": trace_moe,
+        }
+        if kernel is self._down.tiled:
+            down_stream(down, choosing, self._device).launch(kernel, values, stream)
+            return
         kernel.launch(
-            {
-                "down": down,
-                "gated": gated,
-                "ids": ids,
-                "weights": weights,
-                "state": state,
-                "residual": residual,
-                "top_k": top_k,
-                "experts": experts,
-                "last_layer": last_layer,
-                "trace_down": trace_down,
-                "trace_moe": trace_moe,
-            },
-            grid=(blocks_for(int(down["rows"]), rows, self._device, _PER_MULTIPROCESSOR),),
+            values,
+            grid=(blocks_for(int(down["rows"]), _PLAIN_ROWS, self._device, _PER_MULTIPROCESSOR),),
             stream=stream,
-            shared=-(-staged // 16) * 16 + 4 * top_k * rows,
+            shared=down_bytes(int(down["columns"]), choosing, self._activation),
         )
+
+
+def gate_up_bytes(columns: int, choosing: Choosing, activation: str) -> int:
+    """Shared memory of ``gate_up`` over plain rows."""
+    return _aligned(input_bytes(columns, activation)) + choosing.shared_bytes
+
+
+def down_bytes(columns: int, choosing: Choosing, activation: str) -> int:
+    """Shared memory of ``down`` over plain rows, each of ``columns`` an expert."""
+    staged = _aligned(input_bytes(choosing.top_k * columns, activation))
+    return staged + choosing.shared_bytes + 4 * choosing.top_k * _PLAIN_ROWS
+
+
+def gate_up_stream(gate: np.void, up: np.void, choosing: Choosing, device: Device) -> TileStream:
+    """Plan ``gate_up`` over tiles: an item has a row of gate's and one of up's."""
+    columns = int(gate["columns"])
+    return TileStream.of(
+        gate,
+        up,
+        items=choosing.top_k * (int(gate["rows"]) // BLOCK_ROWS),
+        parts=2 * columns // SUPERBLOCK,
+        besides=fixed_bytes(columns) + choosing.shared_bytes,
+        depth=_GATE_UP_DEPTH,
+        device=device,
+    )
+
+
+def down_stream(down: np.void, choosing: Choosing, device: Device) -> TileStream:
+    """Plan ``down`` over tiles: an item has a row of every chosen expert's."""
+    columns = choosing.top_k * int(down["columns"])
+    return TileStream.of(
+        down,
+        items=int(down["rows"]) // BLOCK_ROWS,
+        parts=columns // SUPERBLOCK,
+        besides=fixed_bytes(columns) + choosing.shared_bytes,
+        depth=_DOWN_DEPTH,
+        device=device,
+    )
+
+
+def _aligned(nbytes: int) -> int:
+    return (nbytes + 15) // 16 * 16

@@ -1,11 +1,10 @@
 // The vector that a block multiplies rows with, staged in shared memory: normed on the way where
-// the kernel asks for it, rounded to int8 (q8_k) or to fixed point (i24) where the numerics does.
+// the kernel asks for it, rounded to int8 (q8_k) where the numerics does. (Tiles have fixed.cuh.)
 #pragma once
 
 #include "common.cuh"
 
-constexpr int kLimbPadding = 32;  // bytes between limbs: they then lie in different banks
-constexpr int kRounded = 256;  // values that share a scale, of q8_k or of i24
+constexpr int kRounded = 256;  // values that share a scale
 
 // Where column k lies. Lanes read pieces 64 columns apart: four values of padding for each 64 put
 // them into different banks.
@@ -14,12 +13,7 @@ __device__ inline int padded(int k) { return k + ((k >> 6) << 2); }
 struct Input {
   const float* values;    // [padded(columns)]
   const int8_t* rounded;  // [columns], only where ROUND_ACTIVATIONS
-  const float* scales;    // [columns / 256], of `rounded` or of the limbs
-  const int8_t* limbs;    // [3, limb_stride], only where FIXED_ACTIVATIONS, as the next two
-  const float* sums;      // [columns / 32]
-  const int* offsets;     // [columns / 32, 8]: -32 times the limbs' sums of the first 16 and of the
-                          // last 16 values of a group, 3 each
-  int limb_stride;
+  const float* scales;    // [columns / 256], of `rounded`
   int first;              // column at which the vector begins; the others of a batch lie beside it
 
   __device__ float value(int k) const { return values[padded(first + k)]; }
@@ -39,10 +33,8 @@ struct Input {
 
 // Bytes of shared memory that `columns` values take; kernels/launch.py computes the same.
 __host__ __device__ constexpr int input_bytes(int columns) {
-  const int whole = columns % kRounded == 0;
   return 4 * (columns + (columns / 64 + 1) * 4) +
-         (ROUND_ACTIVATIONS ? (columns / kRounded) * (kRounded + 4) : 0) +
-         (FIXED_ACTIVATIONS && whole ? columns / kRounded * 4 + columns / 32 * 36 + 3 * (columns + kLimbPadding) : 0);
+         (ROUND_ACTIVATIONS ? (columns / kRounded) * (kRounded + 4) : 0);
 }
 
 // 1 / sqrt(mean(x^2) + eps) out of each thread's sum of squares; float64 as in the reference.
@@ -79,63 +71,6 @@ __device__ inline void round_input(float* values, int8_t* rounded, float* scales
       scales[group] = finite ? static_cast<float>(static_cast<double>(largest) / 127.0)
                              : __int_as_float(0x7fffffff);
     }
-  }
-}
-
-// Writes the staged values by groups of 256 as 24-bit fixed point: integers up to kMost, as three
-// signed bytes each. One warp a group, 8 neighbouring values a lane.
-__device__ inline void fix_input(const float* values, int8_t* limbs, float* scales, float* sums, int* offsets,
-                                 int columns) {
-  constexpr float kMost = 8.3e6f;  // below 127 * 2^16, so that the highest byte is no larger than 127
-  const int stride = columns + kLimbPadding;
-  for (int group = warp_id(); group < columns / kRounded; group += kWarps) {
-    const int first = group * kRounded + 8 * lane_id();
-    float x[8];
-    uint32_t most = 0;  // bits of the largest |x|: they rank as the floats do, NaN above infinity
-#pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(values + padded(first + i));
-      x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) most = max(most, __float_as_uint(x[i]) & 0x7fffffffu);
-    most = __reduce_max_sync(kAllLanes, most);
-    const bool finite = most < 0x7f800000u;
-    const float largest = __uint_as_float(most);
-    const float inverse = most > 0 && finite ? kMost / largest : 0.0f;
-    uint32_t bytes[3][2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t raised[4];  // by 128 in each byte: then no byte borrows from the next
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        raised[i] = static_cast<uint32_t>(__float2int_rn(x[4 * half + i] * inverse)) + 0x00808080u;
-      }
-      const uint32_t low[2] = {__byte_perm(raised[0], raised[1], 0x5140), __byte_perm(raised[2], raised[3], 0x5140)};
-      const uint32_t high[2] = {__byte_perm(raised[0], raised[1], 0x7362), __byte_perm(raised[2], raised[3], 0x7362)};
-      bytes[0][half] = __byte_perm(low[0], low[1], 0x5410) ^ 0x80808080u;
-      bytes[1][half] = __byte_perm(low[0], low[1], 0x7632) ^ 0x80808080u;
-      bytes[2][half] = __byte_perm(high[0], high[1], 0x5410) ^ 0x80808080u;
-    }
-    const float scale = finite ? largest / kMost : __int_as_float(0x7fffffff);
-    int sum[3];
-#pragma unroll
-    for (int limb = 0; limb < 3; ++limb) {
-      *reinterpret_cast<uint2*>(limbs + limb * stride + first) = make_uint2(bytes[limb][0], bytes[limb][1]);
-      sum[limb] = __dp4a(static_cast<int>(bytes[limb][0]), 0x01010101, __dp4a(static_cast<int>(bytes[limb][1]), 0x01010101, 0));
-      sum[limb] += __shfl_xor_sync(kAllLanes, sum[limb], 1);
-    }
-    const int of32 = first / 32, part = lane_id() & 3;  // lanes 0 and 2 of four hold 16 values' sums
-    float all = 0;
-#pragma unroll
-    for (int limb = 0; limb < 3; ++limb) {
-      if ((part & 1) == 0) offsets[8 * of32 + 3 * (part / 2) + limb] = -32 * sum[limb];
-      const int both = sum[limb] + __shfl_xor_sync(kAllLanes, sum[limb], 2);
-      all = fmaf(static_cast<float>(both), limb == 0 ? 1.0f : limb == 1 ? 256.0f : 65536.0f, all);
-    }
-    if (part == 1) offsets[8 * of32 + 6] = offsets[8 * of32 + 7] = 0;
-    if (part == 0) sums[of32] = scale * all;
-    if (lane_id() == 0) scales[group] = scale;
   }
 }
 
@@ -239,10 +174,6 @@ __device__ inline void stage_values(const float* x, int columns, const float* no
 // [columns] is the weight of an RMSNorm to apply, or null; `trace` receives the normed values where
 // it is not null. HELD values of a thread are read at once; `meanwhile` runs while they are on their
 // way.
-struct Nothing {
-  __device__ void operator()() const {}
-};
-
 template <int HELD = 8, class Meanwhile = Nothing>
 __device__ inline Input stage_input(const float* x, int columns, const float* norm, float eps,
                                     float* trace, void* memory, Meanwhile meanwhile = {}) {
@@ -261,21 +192,6 @@ __device__ inline Input stage_input(const float* x, int columns, const float* no
   round_input(values, rounded, scales, columns);
   input.rounded = rounded;
   input.scales = scales;
-#endif
-#if FIXED_ACTIVATIONS
-  if (columns % kRounded == 0) {  // no K-quant has other rows
-    int* offsets = reinterpret_cast<int*>(values + columns + (columns / 64 + 1) * 4);
-    float* sums = reinterpret_cast<float*>(offsets + columns / 32 * 8);
-    int8_t* limbs = reinterpret_cast<int8_t*>(sums + columns / 32);
-    float* scales = reinterpret_cast<float*>(limbs + 3 * (columns + kLimbPadding));
-    __syncthreads();
-    fix_input(values, limbs, scales, sums, offsets, columns);
-    input.limbs = limbs;
-    input.limb_stride = columns + kLimbPadding;
-    input.scales = scales;
-    input.sums = sums;
-    input.offsets = offsets;
-  }
 #endif
   __syncthreads();
   if (trace != nullptr && blockIdx.x == 0) {

@@ -1,28 +1,8 @@
-// Products of weight matrices and one vector: Q, K and V; the attention's output; the logits.
+// Products of weight matrices and one vector: Q, K and V; the attention's output; the logits. Each
+// kernel has a form for plain matrices and, where the numerics has tiles, one for those: the launcher
+// picks by the matrices' formats.
 #include "rows.cuh"
-
-// Calls `store(row, value)` for all rows of `m` times the input; this block takes every
-// gridDim.x-th sixteen.
-template <bool TILED, bool EARLY, class Store>
-__device__ inline void for_each_row(const Matrix& m, const Input& in, TileAhead<EARLY> ahead, Store store) {
-  const int step = gridDim.x * kBlockRows;
-  for (int row = blockIdx.x * kBlockRows; row < m.rows; row += step) {
-    const Matrix* const matrices[1] = {&m};
-    float out[1];
-    block_rows<1, TILED, EARLY>(matrices, row, m.rows - row, in, ahead, out);
-    if (row + step < m.rows) ahead = tile_ahead<EARLY>(m, tile_of(row + step), warp_id());
-    if (threadIdx.x < min(kBlockRows, m.rows - row)) store(row + threadIdx.x, out[0]);
-  }
-}
-
-// Asks for the rows that `for_each_row` will read first, before the predecessor has ended.
-template <bool TILED, bool EARLY>
-__device__ inline TileAhead<EARLY> first_rows(const Matrix& m) {
-  const int row = blockIdx.x * kBlockRows;
-  if (row >= m.rows) return {};
-  prefetch_block<TILED>(m, row, m.rows - row);
-  return tile_ahead<EARLY>(m, tile_of(row), warp_id());
-}
+#include "stream.cuh"
 
 // -- Q, K and V --------------------------------------------------------------------------------
 
@@ -33,7 +13,7 @@ struct QkvArgs {
   float* out;         // [q_width + 2 kv_width]
   float* trace_norm;  // [hidden] or null
   float eps;
-  int padding;
+  int batch;          // items that a block takes at a time (stream.cuh)
 };
 static_assert(sizeof(QkvArgs) == QKV_ARGS_BYTES, "differs from kernels/matvec.py");
 
@@ -53,13 +33,16 @@ __device__ inline QkvRows sixteen_rows(const QkvArgs& a, int item) {
   return {a.v, (item - k_items) * kBlockRows, a.out + a.q.rows + a.k.rows};
 }
 
-template <bool TILED>
-__device__ inline void qkv_rows(const QkvArgs& a) {
+__device__ inline int qkv_items(const QkvArgs& a) {
+  return (a.q.rows + kBlockRows - 1) / kBlockRows + 2 * ((a.k.rows + kBlockRows - 1) / kBlockRows);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, kResident) qkv(const QkvArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const int items = (a.q.rows + kBlockRows - 1) / kBlockRows + 2 * ((a.k.rows + kBlockRows - 1) / kBlockRows);
+  const int items = qkv_items(a);
   if (blockIdx.x < items) {
     const QkvRows first = sixteen_rows(a, blockIdx.x);
-    prefetch_block<TILED>(first.m, first.row, first.m.rows - first.row);
+    prefetch_block(first.m, first.row, first.m.rows - first.row);
   }
   const Input in = stage_input(a.x, a.q.columns, a.norm, a.eps, a.trace_norm, memory);
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -67,11 +50,78 @@ __device__ inline void qkv_rows(const QkvArgs& a) {
     const int left = rows.m.rows - rows.row;
     const Matrix* const matrices[1] = {&rows.m};
     float out[1];
-    block_rows<1, TILED, false>(matrices, rows.row, left, in, {}, out);
+    block_rows<1>(matrices, rows.row, left, in, out);
     if (threadIdx.x < min(kBlockRows, left)) rows.out[rows.row + threadIdx.x] = out[0];
   }
 }
-ROW_KERNEL(qkv, QkvArgs, kTiledResident)
+
+#if FIXED_ACTIVATIONS
+extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) qkv_tiled(const QkvArgs a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  const int superblocks = a.q.columns / 256, q_rows = a.q.rows / kTileRows, k_rows = a.k.rows / kTileRows;
+  const auto source = [&](int item, int part) {
+    const bool q = item < q_rows, k = item < q_rows + k_rows;
+    const Matrix m = {q ? a.q.base : k ? a.k.base : a.v.base, 0, 0, a.q.columns, q ? a.q.format : k ? a.k.format : a.v.format};
+    return tile_of(m, item - (q ? 0 : k ? q_rows : q_rows + k_rows), part);
+  };
+  const int slot = max(max(tile_bytes(a.q.format), tile_bytes(a.k.format)), tile_bytes(a.v.format));
+  TileStream<2> stream({q_rows + k_rows + a.v.rows / kTileRows, superblocks, a.batch}, memory, slot);
+  stream.begin(source);
+  const FixedInput in = stage_fixed<true, 1>(a.x, a.q.columns, a.norm, stream.behind());
+  // Results of the three lie one behind the other.
+  stream.run(in, source, [&] { find_scale(in, a.eps); }, NothingBefore(),
+             [&](int item, int row, const float* products, float) {
+               const float out = sum_products(products, superblocks) * in.scale[0];
+               if (row_lane() == 0) a.out[item * kTileRows + row] = out;
+             });
+  trace_normed(in, a.x, a.norm, a.trace_norm);
+}
+#endif
+
+// -- rows of one matrix ------------------------------------------------------------------------------
+
+// Asks for the rows that `for_each_row` will read first, before the predecessor has ended.
+__device__ inline void prefetch_first(const Matrix& m) {
+  const int row = blockIdx.x * kBlockRows;
+  if (row < m.rows) prefetch_block(m, row, m.rows - row);
+}
+
+// Calls `store(row, value)` for all rows of `m` times the input; this block takes every
+// gridDim.x-th sixteen.
+template <class Store>
+__device__ inline void for_each_row(const Matrix& m, const Input& in, Store store) {
+  for (int row = blockIdx.x * kBlockRows; row < m.rows; row += gridDim.x * kBlockRows) {
+    const Matrix* const matrices[1] = {&m};
+    float out[1];
+    block_rows<1>(matrices, row, m.rows - row, in, out);
+    if (threadIdx.x < min(kBlockRows, m.rows - row)) store(row + threadIdx.x, out[0]);
+  }
+}
+
+#if FIXED_ACTIVATIONS
+// All tiles of `m` times x, or its RMSNorm if NORMED: `before(row)` is read in time, and
+// `store(row, value, before)` called.
+template <int DEPTH, bool NORMED, class Before, class Store>
+__device__ inline FixedInput for_each_tiled_row(const Matrix& m, int batch, const float* x, const float* norm,
+                                                float eps, uint8_t* memory, Before before, Store store) {
+  const int superblocks = m.columns / 256;
+  const auto source = [&](int item, int part) { return tile_of(m, item, part); };
+  TileStream<DEPTH> stream({m.rows / kTileRows, superblocks, batch}, memory, tile_bytes(m.format));
+  stream.begin(source);
+  const FixedInput in = stage_fixed<NORMED, 1>(x, m.columns, norm, stream.behind());
+  stream.run(
+      in, source,
+      [&] {
+        if (NORMED) find_scale(in, eps);
+      },
+      [&](int item, int row) { return before(item * kTileRows + row); },
+      [&](int item, int row, const float* products, float was) {
+        const float out = sum_products(products, superblocks) * (NORMED ? in.scale[0] : 1.0f);
+        if (row_lane() == 0) store(item * kTileRows + row, out, was);
+      });
+  return in;
+}
+#endif
 
 // -- attention's output, added to the residual -----------------------------------------------------
 
@@ -80,20 +130,32 @@ struct AttentionOutputArgs {
   const float* mixed;   // [q_width]
   float* residual;      // [hidden], added to in place
   float* trace_out;     // [hidden] or null: the product alone
+  int batch;
+  int padding;
 };
 static_assert(sizeof(AttentionOutputArgs) == ATTENTION_OUTPUT_ARGS_BYTES, "differs from kernels/matvec.py");
 
-template <bool TILED>
-__device__ inline void attention_output_rows(const AttentionOutputArgs& a) {
+extern "C" __global__ void __launch_bounds__(kThreads, kResident) attention_output(const AttentionOutputArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const auto ahead = first_rows<TILED, TILED>(a.o);
+  prefetch_first(a.o);
   const Input in = stage_input<16>(a.mixed, a.o.columns, nullptr, 0, nullptr, memory);
-  for_each_row<TILED, TILED>(a.o, in, ahead, [&](int row, float y) {
+  for_each_row(a.o, in, [&](int row, float y) {
     if (a.trace_out != nullptr) a.trace_out[row] = y;
     a.residual[row] += y;
   });
 }
-ROW_KERNEL(attention_output, AttentionOutputArgs, 1)
+
+#if FIXED_ACTIVATIONS
+extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) attention_output_tiled(const AttentionOutputArgs a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  for_each_tiled_row<1, false>(
+      a.o, a.batch, a.mixed, nullptr, 0, memory, [&](int row) { return __ldcg(a.residual + row); },
+      [&](int row, float y, float before) {
+        if (a.trace_out != nullptr) a.trace_out[row] = y;
+        a.residual[row] = before + y;
+      });
+}
+#endif
 
 // -- logits ---------------------------------------------------------------------------------------
 
@@ -104,18 +166,26 @@ struct LogitsArgs {
   float* logits;      // [vocab]
   float* trace_norm;  // [hidden] or null
   float eps;
-  int padding;
+  int batch;
 };
 static_assert(sizeof(LogitsArgs) == LOGITS_ARGS_BYTES, "differs from kernels/matvec.py");
 
-template <bool TILED>
-__device__ inline void logits_rows(const LogitsArgs& a) {
+extern "C" __global__ void __launch_bounds__(kThreads, kResident) logits(const LogitsArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const auto ahead = first_rows<TILED, false>(a.output);
+  prefetch_first(a.output);
   const Input in = stage_input(a.x, a.output.columns, a.norm, a.eps, a.trace_norm, memory);
-  for_each_row<TILED, false>(a.output, in, ahead, [&](int row, float y) { a.logits[row] = y; });
+  for_each_row(a.output, in, [&](int row, float y) { a.logits[row] = y; });
 }
-ROW_KERNEL(logits, LogitsArgs, kTiledResident)
+
+#if FIXED_ACTIVATIONS
+extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) logits_tiled(const LogitsArgs a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  const FixedInput in = for_each_tiled_row<2, true>(
+      a.output, a.batch, a.x, a.norm, a.eps, memory, NothingBefore(),
+      [&](int row, float y, float) { a.logits[row] = y; });
+  trace_normed(in, a.x, a.norm, a.trace_norm);
+}
+#endif
 
 // -- one matrix by itself: what the kernel benchmarks and tests launch ------------------------------
 
@@ -123,14 +193,22 @@ struct MatvecArgs {
   Matrix m;        // [rows, columns]
   const float* x;  // [columns]
   float* out;      // [rows]
+  int batch;
+  int padding;
 };
 static_assert(sizeof(MatvecArgs) == MATVEC_ARGS_BYTES, "differs from kernels/matvec.py");
 
-template <bool TILED>
-__device__ inline void matvec_rows(const MatvecArgs& a) {
+extern "C" __global__ void __launch_bounds__(kThreads, kResident) matvec(const MatvecArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const auto ahead = first_rows<TILED, false>(a.m);
+  prefetch_first(a.m);
   const Input in = stage_input(a.x, a.m.columns, nullptr, 0, nullptr, memory);
-  for_each_row<TILED, false>(a.m, in, ahead, [&](int row, float y) { a.out[row] = y; });
+  for_each_row(a.m, in, [&](int row, float y) { a.out[row] = y; });
 }
-ROW_KERNEL(matvec, MatvecArgs, kTiledResident)
+
+#if FIXED_ACTIVATIONS
+extern "C" __global__ void __launch_bounds__(kTiledThreads, 1) matvec_tiled(const MatvecArgs a) {
+  extern __shared__ __align__(16) uint8_t memory[];
+  for_each_tiled_row<2, false>(a.m, a.batch, a.x, nullptr, 0, memory, NothingBefore(),
+                               [&](int row, float y, float) { a.out[row] = y; });
+}
+#endif

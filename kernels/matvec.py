@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kernels.family import POINTER, Family, struct
-from kernels.launch import BLOCK_ROWS, Kernel, blocks_for, input_bytes
+from kernels.launch import (
+    BLOCK_ROWS,
+    SUPERBLOCK,
+    TileStream,
+    blocks_for,
+    fixed_bytes,
+    input_bytes,
+)
 from kernels.weights import MATRIX
 
 if TYPE_CHECKING:
     from kernels.compiler import Program
+    from kernels.launch import Device, Kernel, RowKernel
 
 QKV = struct(
     ("q", MATRIX),
@@ -22,10 +30,15 @@ QKV = struct(
     ("out", POINTER),
     ("trace_norm", POINTER),
     ("eps", np.float32),
-    ("padding", np.int32),
+    ("batch", np.int32),
 )
 ATTENTION_OUTPUT = struct(
-    ("o", MATRIX), ("mixed", POINTER), ("residual", POINTER), ("trace_out", POINTER)
+    ("o", MATRIX),
+    ("mixed", POINTER),
+    ("residual", POINTER),
+    ("trace_out", POINTER),
+    ("batch", np.int32),
+    ("padding", np.int32),
 )
 LOGITS = struct(
     ("output", MATRIX),
@@ -34,9 +47,15 @@ LOGITS = struct(
     ("logits", POINTER),
     ("trace_norm", POINTER),
     ("eps", np.float32),
+    ("batch", np.int32),
+)
+MATVEC = struct(
+    ("m", MATRIX),
+    ("x", POINTER),
+    ("out", POINTER),
+    ("batch", np.int32),
     ("padding", np.int32),
 )
-MATVEC = struct(("m", MATRIX), ("x", POINTER), ("out", POINTER))
 FAMILY = Family(
     "matvec",
     {
@@ -47,7 +66,9 @@ FAMILY = Family(
     },
     choices=("accumulator", "activation"),
 )
-_PER_MULTIPROCESSOR = 3  # blocks: as many as fit at a time (kResident)
+_PER_MULTIPROCESSOR = 3  # blocks over plain rows
+# Tiles that a warp holds (the depth of each kernel's TileStream).
+_QKV_DEPTH, _OUTPUT_DEPTH, MOST_DEPTH = 2, 1, 2
 
 
 class Matvec:
@@ -80,11 +101,9 @@ class Matvec:
         trace_norm: int = 0,
     ) -> None:
         """Norm ``x`` and multiply: ``out`` is float32 ``[q_width + 2 kv_width]``."""
-        rows = sum(int(m["rows"]) for m in (q, k, v))
         self._launch(
-            self._qkv.of(q, k, v),
-            rows,
-            int(q["columns"]),
+            self._qkv,
+            (q, k, v),
             {
                 "q": q,
                 "k": k,
@@ -96,6 +115,7 @@ class Matvec:
                 "trace_norm": trace_norm,
             },
             stream,
+            _QKV_DEPTH,
         )
 
     def attention_output(
@@ -103,11 +123,11 @@ class Matvec:
     ) -> None:
         """Add ``o`` times ``mixed`` to ``residual``, float32 ``[hidden]``, in place."""
         self._launch(
-            self._attention_output.of(o),
-            int(o["rows"]),
-            int(o["columns"]),
+            self._attention_output,
+            (o,),
             {"o": o, "mixed": mixed, "residual": residual, "trace_out": trace_out},
             stream,
+            _OUTPUT_DEPTH,
         )
 
     def logits(
@@ -123,9 +143,8 @@ class Matvec:
     ) -> None:
         """Norm ``x`` and multiply by the output matrix: ``logits`` is float32 ``[vocab]``."""
         self._launch(
-            self._logits.of(output),
-            int(output["rows"]),
-            int(output["columns"]),
+            self._logits,
+            (output,),
             {
                 "output": output,
                 "x": x,
@@ -135,24 +154,45 @@ class Matvec:
                 "trace_norm": trace_norm,
             },
             stream,
+            MOST_DEPTH,
         )
 
     def matvec(self, m: np.void, *, x: int, out: int, stream: object) -> None:
         """Multiply one matrix: ``out`` is float32 ``[rows]``."""
-        self._launch(
-            self._matvec.of(m),
-            int(m["rows"]),
-            int(m["columns"]),
-            {"m": m, "x": x, "out": out},
-            stream,
-        )
+        self._launch(self._matvec, (m,), {"m": m, "x": x, "out": out}, stream, MOST_DEPTH)
 
     def _launch(
-        self, kernel: Kernel, rows: int, columns: int, values: dict[str, object], stream: object
+        self,
+        rows: RowKernel,
+        matrices: tuple[np.void, ...],
+        values: dict[str, object],
+        stream: object,
+        depth: int,
     ) -> None:
+        kernel = rows.of(*matrices)
+        if kernel is rows.tiled:
+            row_stream(*matrices, depth=depth, device=self._device).launch(kernel, values, stream)
+            return
         kernel.launch(
             values,
-            grid=(blocks_for(rows, BLOCK_ROWS, self._device, _PER_MULTIPROCESSOR),),
+            grid=(blocks_for(_sixteens(*matrices), 1, self._device, _PER_MULTIPROCESSOR),),
             stream=stream,
-            shared=input_bytes(columns, self._activation),
+            shared=input_bytes(int(matrices[0]["columns"]), self._activation),
         )
+
+
+def row_stream(*matrices: np.void, depth: int = MOST_DEPTH, device: Device) -> TileStream:
+    """Plan a kernel over tiles of matrices that meet the same input: an item is a row of tiles."""
+    columns = int(matrices[0]["columns"])
+    return TileStream.of(
+        *matrices,
+        items=_sixteens(*matrices),
+        parts=columns // SUPERBLOCK,
+        besides=fixed_bytes(columns),
+        depth=depth,
+        device=device,
+    )
+
+
+def _sixteens(*matrices: np.void) -> int:
+    return sum(-(-int(m["rows"]) // BLOCK_ROWS) for m in matrices)

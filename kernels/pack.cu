@@ -1,5 +1,5 @@
 // Packs blocks of GGUF into the tiles that tiles.cuh reads; runs once, when weights are uploaded.
-#include "formats.cuh"
+#include "tiles.cuh"
 
 struct PackArgs {
   const uint8_t* blocks;  // [rows, superblocks] blocks as GGUF has them; rows a multiple of 16
@@ -16,7 +16,7 @@ __device__ inline uint32_t unaligned(const uint8_t* at) {
   return half[0] | static_cast<uint32_t>(half[1]) << 16;
 }
 
-// Where a word of the nibble plane comes from: lane (row, pair) of chunk j holds the words of rows
+// Where a word of a tile's low bits comes from: lane (row, pair) of chunk j holds the words of rows
 // row and row + 8 with columns 8 * pair .. 8 * pair + 3, then of both with the four behind.
 struct WordPlace {
   int chunk, row, column;
@@ -28,20 +28,14 @@ struct WordPlace {
   }
 };
 
-__device__ inline void pack_q4_k(const PackArgs& a, long long tile, int superblock, int index) {
-  const int superblocks = a.to.columns / 256;
-  const long long to = (a.first_tile + tile) * superblocks + superblock;
-  uint8_t* base = const_cast<uint8_t*>(a.to.base);
-  const auto block = [&](int row) { return a.blocks + ((tile * 16 + row) * superblocks + superblock) * 144; };
+// Word `index` of a tile whose 16 rows' blocks `block(row)` gives.
+template <class Block>
+__device__ inline uint32_t word_q4_k(Block block, int index) {
   if (index < 512) {
     const WordPlace at(index);
-    const uint8_t* from = block(at.row) + 16 + 32 * at.chunk + at.column;
-    *reinterpret_cast<uint32_t*>(base + to * 2048 + 4 * index) = *reinterpret_cast<const uint32_t*>(from);
-  } else if (index < 576) {
-    const int row = (index - 512) / 4, part = index & 3;
-    uint8_t* head = base + a.to.blocks * 128 + to * 256 + 16 * row + 4 * part;
-    *reinterpret_cast<uint32_t*>(head) = *reinterpret_cast<const uint32_t*>(block(row) + 4 * part);
+    return *reinterpret_cast<const uint32_t*>(block(at.row) + 16 + 32 * at.chunk + at.column);
   }
+  return reinterpret_cast<const uint32_t*>(block((index - 512) / 4))[index & 3];  // heads
 }
 
 // The low four (UPPER: the high two) bits of a column's quant.
@@ -52,52 +46,50 @@ __device__ inline uint32_t q6_bits(const uint8_t* block, int column) {
   return block[64 * half + 32 * (run & 1) + l] >> (run & 2 ? 4 : 0) & 15;
 }
 
-__device__ inline void pack_q6_k(const PackArgs& a, long long tile, int superblock, int index) {
-  const int superblocks = a.to.columns / 256;
-  const long long to = (a.first_tile + tile) * superblocks + superblock;
-  uint8_t* base = const_cast<uint8_t*>(a.to.base);
-  const auto block = [&](int row) { return a.blocks + ((tile * 16 + row) * superblocks + superblock) * 210; };
+template <class Block>
+__device__ inline uint32_t word_q6_k(Block block, int index) {
+  uint32_t packed = 0;
   if (index < 512) {
     const WordPlace at(index);
-    uint32_t packed = 0;
     for (int b = 0; b < 4; ++b) {
       const int column = 64 * at.chunk + at.column + b;
       packed |= (q6_bits<false>(block(at.row), column) | q6_bits<false>(block(at.row), column + 32) << 4) << (8 * b);
     }
-    *reinterpret_cast<uint32_t*>(base + to * 2048 + 4 * index) = packed;
   } else if (index < 768) {
-    // Upper bits of a chunk's even and odd group; field i of a byte belongs to the lane's word i.
-    const int at = index - 512, chunk = at / 64, lane = at % 64 / 2, odd = at & 1;
-    uint32_t packed = 0;
+    // Upper bits of four groups of 32 a lane; field i of a byte belongs to the lane's word i. Their
+    // highest is turned over: with it the quant is 32 less, in two's complement.
+    const int group = (index - 512) / 128 * 4 + (index & 3), lane = (index - 512) % 128 / 4;
     for (int i = 0; i < 4; ++i) {
-      const WordPlace place(128 * chunk + 4 * lane + i);
+      const WordPlace place(4 * lane + i);
       for (int b = 0; b < 4; ++b) {
-        const int column = 64 * chunk + 32 * odd + place.column + b;
-        packed |= q6_bits<true>(block(place.row), column) << (8 * b + 2 * i);
+        packed |= (q6_bits<true>(block(place.row), 32 * group + place.column + b) ^ 2) << (8 * b + 2 * i);
       }
     }
-    *reinterpret_cast<uint32_t*>(base + a.to.blocks * 128 + to * 1024 + 4 * at) = packed;
   } else if (index < 832) {
-    const int row = (index - 768) / 4, part = index & 3;
-    *reinterpret_cast<uint32_t*>(base + a.to.blocks * 192 + to * 256 + 16 * row + 4 * part) = unaligned(block(row) + 192 + 4 * part);
-  } else if (index < 848) {
-    const int row = index - 832;
-    *reinterpret_cast<uint16_t*>(base + a.to.blocks * 208 + to * 32 + 2 * row) = *reinterpret_cast<const uint16_t*>(block(row) + 208);
+    packed = unaligned(block((index - 768) / 4) + 192 + 4 * (index & 3));  // scales
+  } else {
+    const int row = 2 * (index - 832);  // two d
+    for (int r = 0; r < 2; ++r) {
+      packed |= static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(block(row + r) + 208)) << (16 * r);
+    }
   }
+  return packed;
 }
 
-// A block packs one tile of one superblock.
+// A block packs one tile.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) pack(const PackArgs a) {
   const int superblocks = a.to.columns / 256;
-  for (long long item = blockIdx.x; item < static_cast<long long>(a.rows / 16) * superblocks; item += gridDim.x) {
+  const bool q4_k = a.to.format == FORMAT_Q4_K_TILED;
+  const int words = tile_bytes(a.to.format) / 4, block_bytes = q4_k ? 144 : 210;
+  for (long long item = blockIdx.x; item < static_cast<long long>(a.rows / kTileRows) * superblocks; item += gridDim.x) {
     const long long tile = item / superblocks;
     const int superblock = item % superblocks;
-    for (int index = threadIdx.x; index < 848; index += kThreads) {
-      if (a.to.format == FORMAT_Q4_K_TILED) {
-        pack_q4_k(a, tile, superblock, index);
-      } else {
-        pack_q6_k(a, tile, superblock, index);
-      }
+    const auto block = [&](int row) {
+      return a.blocks + ((tile * kTileRows + row) * superblocks + superblock) * block_bytes;
+    };
+    uint32_t* to = reinterpret_cast<uint32_t*>(const_cast<uint8_t*>(a.to.base) + 4LL * words * (a.first_tile * superblocks + item));
+    for (int index = threadIdx.x; index < words; index += kThreads) {
+      to[index] = q4_k ? word_q4_k(block, index) : word_q6_k(block, index);
     }
   }
 }

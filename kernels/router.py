@@ -1,4 +1,4 @@
-"""Launches ``router.cu``: which experts, and with what weights."""
+"""Launches ``router.cu``: the experts' logits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kernels.family import POINTER, Family, struct
-from kernels.launch import Kernel, blocks_for, input_bytes
+from kernels.launch import Kernel, input_bytes
 from kernels.weights import MATRIX
 
 if TYPE_CHECKING:
@@ -18,28 +18,18 @@ ROUTE = struct(
     ("x", POINTER),
     ("norm", POINTER),
     ("logits", POINTER),
-    ("arrived", POINTER),
-    ("ids", POINTER),
-    ("weights", POINTER),
     ("trace_norm", POINTER),
     ("eps", np.float32),
-    ("top_k", np.int32),
+    ("padding", np.int32),
 )
-FAMILY = Family(
-    "router",
-    {"route": ROUTE},
-    choices=("accumulator", "activation", "softmax", "top_k_epsilon"),
-    plants=("uniform_weights", "unnormalised_weights", "last_expert_at_tie"),
-)
-_EXPERTS = 1  # of a block at a time (kExperts)
-_PER_MULTIPROCESSOR = 1
+FAMILY = Family("router", {"route": ROUTE}, choices=("accumulator", "activation"))
 
 
 class Router:
-    """Logits of all experts, softmax, top-k, renormalised, in one launch."""
+    """Logits of all experts."""
 
     def __init__(self, program: Program) -> None:
-        self._device, self._activation = program.device, program.variant.activation
+        self._activation = program.variant.activation
         self._route = program.kernel(FAMILY, "route")
 
     @property
@@ -54,35 +44,21 @@ class Router:
         x: int,
         norm: int,
         eps: float,
-        top_k: int,
         logits: int,
-        arrived: int,
-        ids: int,
-        weights: int,
         stream: object,
         trace_norm: int = 0,
     ) -> None:
-        """Norm ``x`` and choose: ``ids`` int32 and ``weights`` float32 ``[top_k]``, best first.
-
-        ``logits`` receives float32 ``[experts]``; ``arrived`` is uint32 ``[1]``, zero.
-        """
+        """Norm ``x`` and multiply: ``logits`` is float32 ``[experts]``."""
         self._route.launch(
             {
                 "router": router,
                 "x": x,
                 "norm": norm,
                 "eps": eps,
-                "top_k": top_k,
                 "logits": logits,
-                "arrived": arrived,
-                "ids": ids,
-                "weights": weights,
                 "trace_norm": trace_norm,
             },
-            grid=(blocks_for(int(router["rows"]), _EXPERTS, self._device, _PER_MULTIPROCESSOR),),
+            grid=(int(router["rows"]),),
             stream=stream,
-            # Logits, their keys and the ids take the input's place.
-            shared=max(
-                input_bytes(int(router["columns"]), self._activation), 12 * int(router["rows"])
-            ),
+            shared=input_bytes(int(router["columns"]), self._activation),
         )

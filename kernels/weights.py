@@ -1,4 +1,4 @@
-"""Weight matrices as the kernels read them (``formats.cuh``): blocks in aligned planes."""
+"""Weight matrices as the kernels read them: in aligned planes (``formats.cuh``), or tiles."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ _READ_BY = {
     "attn_output": ("attention", "attention_output"),
     # both norms, and those of Q and K; gate_up reads ffn_norm again, when it is in a cache
     "attn_norm": ("norms", "qkv"),
-    "attn_q_norm": ("norms", "append"),
-    "attn_k_norm": ("norms", "append"),
+    "attn_q_norm": ("norms", "attend"),
+    "attn_k_norm": ("norms", "attend"),
     "ffn_norm": ("norms", "route"),
     "output_norm": ("norms", "logits"),
     # the router sees every expert
@@ -36,7 +36,7 @@ _READ_BY = {
     "ffn_down_exps": ("experts", "down"),
     # keys and values: of every position before, read; of this one, written
     "cached before": ("kv_cache", "attend"),
-    "cached now": ("kv_cache", "append"),
+    "cached now": ("kv_cache", "attend"),
     # the whole output matrix
     "output": ("output", "logits"),
 }

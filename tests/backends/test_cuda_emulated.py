@@ -83,10 +83,10 @@ def test_traced_is_bit_identical_and_so_is_what_the_device_decodes_by_itself(sma
 def test_a_long_cache_is_split_and_merged(small_model):
     c = small_model.config
     rng = np.random.default_rng(0)
-    shape = (c.layers, 200, c.kv_heads, c.head_dim)
+    shape = (c.layers, 600, c.kv_heads, c.head_dim)
     cache = tuple(rng.standard_normal(shape).astype(np.float32) for _ in range(2))
-    decoder = open_emulated(small_model, capacity=208)
-    evidence = guard(decoder, oracle_of(small_model, "i24", 208), IDS, cache=cache)
+    decoder = open_emulated(small_model, capacity=608)
+    evidence = guard(decoder, oracle_of(small_model, "i24", 608), IDS, cache=cache)
     assert evidence.verdict.accepted, evidence.verdict.reasons
 
 

@@ -12,7 +12,7 @@ from harness.meter.stopping import StoppingRule
 
 RULE = StoppingRule(most_deviation=10, least_seconds=0, time_out=1)
 PROMPT = [3, 1, 4, 1]
-LAYER = ("qkv", "append", "attend", "attention_output", "route", "gate_up", "down")
+LAYER = ("qkv", "attend", "attention_output", "route", "gate_up", "down")
 
 pytestmark = pytest.mark.gpu
 
@@ -75,7 +75,7 @@ def test_a_family_alone_does_what_it_does_in_a_token(small_model):
         seen[family] = clock.left() != step
     # What adds to the residual adds once more; what reads it reads the final one, not its layer's.
     # The last layer's heads alone are what they were.
-    assert {family for family, changed in seen.items() if not changed} == {"append", "attend"}
+    assert {family for family, changed in seen.items() if not changed} == {"attend"}
     clock.close()
     decoder.close()
 

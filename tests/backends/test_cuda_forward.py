@@ -14,8 +14,9 @@ from kernels.family import Heads, Variant
 from kernels.launch import Device, Kernel
 from kernels.weights import can_be_tiled, matrix
 
-LAYER = ["qkv", "append", "attend", "attention_output", "route", "gate_up", "down"]
+LAYER = ["qkv", "attend", "attention_output", "route", "gate_up", "down"]
 CAPACITY = 40
+DEVICE = Device(132, 227 << 10)
 
 
 @dataclass
@@ -28,7 +29,14 @@ class Recording(Program):
         def note(arguments, **configuration):
             self.launches.append((name, np.array(arguments, dtype), configuration))
 
-        return Kernel(note, name, dtype)
+        return Noted(note, name, dtype)
+
+
+class Noted(Kernel):
+    """A kernel that may have all of the shared memory without asking."""
+
+    def _allow(self, shared):
+        assert shared <= DEVICE.shared_bytes
 
 
 class Addresses:
@@ -97,7 +105,7 @@ def forward(request, small_model, monkeypatch):
         Variant(activation=request.param),
         Heads(c.head_dim, c.heads // c.kv_heads),
         "sm_90",
-        Device(132, 227 << 10),
+        DEVICE,
     )
     weights = weights_of(small_model, memory, tiles=request.param == "i24")
     made = Forward(c, program, weights, memory, CAPACITY, "stream")
@@ -129,6 +137,15 @@ def test_a_token_is_launched_in_the_order_of_the_model(forward):
     }
 
 
+def fields(arguments):
+    """Arguments by name, those of the choice of experts too; matrices are whole."""
+    for key in arguments.dtype.names:
+        if key == "choosing":
+            yield from fields(arguments[key])
+        else:
+            yield key, arguments[key]
+
+
 def test_tracing_adds_copies_and_addresses_and_changes_nothing_else(forward):
     forward.run.token()
     plain = list(forward.program.launches)
@@ -139,13 +156,14 @@ def test_tracing_adds_copies_and_addresses_and_changes_nothing_else(forward):
     seen = {target for _, target, _ in forward.copies}
     for (name, a, one), (_, b, two) in zip(plain, traced, strict=True):
         assert one == two, name
-        for key in a.dtype.names:
-            if key.startswith("trace_") or (name == "append" and key == "k"):
-                assert a[key] == 0
-                if key != "trace_norm" or name != "gate_up_tiled":
-                    seen.add(int(b[key]))
+        for (key, before), (_, after) in zip(fields(a), fields(b), strict=True):
+            if key.startswith("trace_"):
+                assert before == 0
+                # Both choose experts, and the choice is written where it is weighed.
+                if key not in ("trace_ids", "trace_weights") or names([(name, 0, 0)]) == ["down"]:
+                    seen.add(int(after))
             else:
-                assert a[key] == b[key], (name, key)
+                assert before == after, (name, key)
     # Every stage of every layer is written by a copy or by a kernel.
     for layer in range(forward.config.layers):
         for stage in stage_sizes(forward.config):
@@ -165,17 +183,28 @@ def test_forced_inputs_are_copied_before_each_layer(forward):
 
 def test_each_layer_has_its_own_weights_and_its_own_part_of_the_cache(forward):
     forward.run.token()
-    appended = [a for name, a, _ in forward.program.launches if name == "append"]
     attended = [a for name, a, _ in forward.program.launches if name == "attend"]
     values = CAPACITY * forward.config.kv_width
-    assert [int(a["keys"]) for a in appended] == [
-        forward.run.keys + 2 * layer * values for layer in range(forward.config.layers)
-    ]
-    for key in ("keys", "values"):
-        assert [int(a[key]) for a in appended] == [int(a[key]) for a in attended]
+    for key, base in (("keys", forward.run.keys), ("values", forward.run.values)):
+        assert [int(a[key]) for a in attended] == [
+            base + 2 * layer * values for layer in range(forward.config.layers)
+        ]
     down = [a for name, a, _ in forward.program.launches if names([(name, 0, 0)]) == ["down"]]
     assert len({int(a["down"]["base"]) for a in down}) == forward.config.layers
     assert [int(a["last_layer"]) for a in down] == [0] * (forward.config.layers - 1) + [1]
+
+
+def test_what_the_router_leaves_is_what_both_choose_by(forward):
+    forward.run.token()
+    route, gate_up, down = (
+        [a for name, a, _ in forward.program.launches if names([(name, 0, 0)]) == [family]]
+        for family in ("route", "gate_up", "down")
+    )
+    c = forward.config
+    for written, *read in zip(route, gate_up, down, strict=True):
+        for a in read:
+            assert a["choosing"]["logits"] == written["logits"]
+            assert (a["choosing"]["experts"], a["choosing"]["top_k"]) == (c.experts, c.top_k)
 
 
 def test_every_launch_of_a_token_belongs_to_one_family_and_every_family_has_some(forward):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.asv_results import edited, findings
+from helpers.asv_results import edited, findings, listed_then
 
 from harness.cli import main
 from harness.contract.integrity import read_results
@@ -23,7 +23,7 @@ def results(tmp_path):
     """The committed results of one machine with a GPU: all of them sealed."""
     folder = tmp_path / "results"
     shutil.copytree(COMMITTED / GPU, folder / GPU)
-    shutil.copy(COMMITTED / "benchmarks.json", folder)
+    (folder / "benchmarks.json").write_text(json.dumps(listed_then(LISTED, asv_file(folder))))
     return folder
 
 
@@ -128,6 +128,23 @@ def test_what_a_killed_asv_left_out_is_no_finding_any_more_once_it_is_put_in(res
     assert (status, str(asv_file(results)) in line) == (1, True)
     assert len(recover(results)) == len(rows)
     assert findings(results) == []
+
+
+def test_what_is_tracked_no_more_is_not_put_in_and_stays_named(results):
+    rows = [name for name in tracked_rows() if name.startswith("kernels.CudaFamilies.")]
+
+    def without_embed(listed):
+        for name in rows:
+            listed[name]["params"][0].remove("'embed'")
+
+    edited(results / "benchmarks.json", without_embed)
+    edited(asv_file(results), lambda data: [data["results"].pop(name) for name in rows])
+    assert len(recover(results)) == len(rows)
+    [(where, what)] = findings(results)
+    assert where == asv_file(results)
+    assert "kernels.CudaFamilies embed " in what
+    assert "what that does not put in, measure again" in what
+    assert "CudaFamilies qkv" not in what
 
 
 def test_a_file_of_asvs_taken_out_is_one_line(results, capsys):

@@ -73,6 +73,17 @@ def write_asv_list(folder):
     (folder / "benchmarks.json").write_text(json.dumps({**listed, "version": 2}))
 
 
+def listed_then(listed, path):
+    """Asv's list with the parameters that one of its files was measured for: some come and go."""
+    data = json.loads(path.read_text())
+    at = data["result_columns"].index("params")
+    params = {name: row[at] for name, row in data["results"].items() if len(row) > at}
+    return {
+        name: {**each, "params": params[name]} if name in params else each
+        for name, each in listed.items()
+    }
+
+
 def edited(path, edit):
     """Change a file of JSON in place."""
     data = json.loads(path.read_text())

@@ -15,6 +15,7 @@ can be none.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,11 @@ __device__ inline void spin(int cycles) {
 }
 """
 _TAKEN_OVER = '  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");\n'
-_STAGED = "  float* outputs = reinterpret_cast<float*>(memory + "
+# ``down`` over tiles: its input is staged, its predecessor so has ended, nothing is multiplied yet.
+_STAGED = re.compile(
+    r"( down_tiled\(const DownArgs a\) \{\n(?:(?!\}).*\n)*?)"  # no line ends the kernel
+    r"(  stream\.run\()"
+)
 
 
 def slowed(sources, what, cycles):
@@ -45,12 +50,10 @@ def slowed(sources, what, cycles):
     common, experts = sources["common.cuh"], sources["experts.cu"]
     head, guard, rest = common.partition("__device__ inline void take_over() {\n")
     if what == KERNEL:
-        if experts.count(_STAGED) != 1:
-            raise ValueError("down stages its input in another way now; mend helpers/slowdown.py")
-        return {
-            "common.cuh": head + SPIN + guard + rest,
-            "experts.cu": experts.replace(_STAGED, f"  spin({cycles});\n{_STAGED}"),
-        }
+        slow, found = _STAGED.subn(rf"\1  spin({cycles});\n\2", experts)
+        if found != 1 or experts.count("stream.run(", experts.index(" down_tiled(")) != 1:
+            raise ValueError("down runs over its tiles in another way; mend helpers/slowdown.py")
+        return {"common.cuh": head + SPIN + guard + rest, "experts.cu": slow}
     if rest.count(_TAKEN_OVER) != 1:
         raise ValueError("kernels take over in another way now; mend helpers/slowdown.py")
     slow = rest.replace(_TAKEN_OVER, f"{_TAKEN_OVER}  spin({cycles});\n")

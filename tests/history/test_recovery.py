@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.asv_results import listed_then
 
 from harness.contract.integrity import read_results
 from harness.errors import BadInput
@@ -21,8 +22,11 @@ RECOVERED = ("decode.Qwen3MoeDecode.track_ms_per_token", "kernels.CudaFamilies.t
 
 @pytest.fixture
 def results(tmp_path):
-    shutil.copytree(RESULTS, tmp_path / "results")
-    return tmp_path / "results"
+    results = shutil.copytree(RESULTS, tmp_path / "results")
+    listed = json.loads((results / "benchmarks.json").read_text())
+    then = listed_then(listed, asv_file(results))
+    (results / "benchmarks.json").write_text(json.dumps(then))
+    return results
 
 
 def asv_file(results):

@@ -79,6 +79,20 @@ def test_what_is_planted_compiles_and_the_compiler_leaves_it_in(what, tmp_path):
     assert b"%clock64" not in compiler.ptx(FAMILY, variant, heads, "sm_90")
 
 
+def test_a_kernel_is_slowed_where_it_has_waited_and_before_it_multiplies():
+    experts = slowed(sources(), KERNEL, 940)["experts.cu"]
+    down = experts[experts.index(" down_tiled(") :]
+    assert down.index("stage_fixed<") < down.index("spin(940);") < down.index("stream.run(")
+
+
+def test_a_kernel_that_runs_over_its_tiles_twice_is_not_slowed_in_part():
+    given = sources()
+    head, found, down = given["experts.cu"].partition(" down_tiled(")
+    twice = head + found + down.replace("  stream.run(", "  stream.run();\n  stream.run(", 1)
+    with pytest.raises(ValueError, match=r"mend helpers/slowdown.py"):
+        slowed(given | {"experts.cu": twice}, KERNEL, 1)
+
+
 def test_sources_that_changed_are_told_and_not_planted_beside_the_point():
     other = sources() | {"experts.cu": "", "common.cuh": ""}
     for what in (KERNEL, DECODE):

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import emulated
+from helpers.places import AGpu, ThisCpu
 
 from harness.backends.cuda.decoder import variant_of
 from harness.numerics import CUDA_NUMERICS, find_numerics
@@ -26,18 +28,19 @@ VARIANTS = {name: variant_of(numerics) for name, numerics in CUDA_NUMERICS.items
 PTXAS_CACHE = Path("~/.cache/moe-harness/ptxas").expanduser()
 _FIGURES = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads",
+    r"(\d+) bytes spill loads.*?Used \d+ registers(?:[^\n]*?, (\d+) bytes smem)?",
     re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a kernel keeps outside its registers, in bytes of each thread."""
+    """What a kernel keeps outside its registers, in bytes of each thread; ``shared`` of a block."""
 
     stack: int
     spill_stores: int
     spill_loads: int
+    shared: int  # that it declares itself
 
 
 @functools.cache
@@ -62,7 +65,10 @@ def frames(ptx, arch):
         command = [ptxas, "-v", "-arch", arch, "-o", os.devnull, "/dev/stdin"]
         answer = subprocess.run(command, input=ptx, capture_output=True, check=True).stderr.decode()
         compiler._store(path, answer.encode())
-    return {name: Frame(*map(int, figures)) for name, *figures in _FIGURES.findall(answer)}
+    return {
+        name: Frame(*(int(figure or 0) for figure in figures))
+        for name, *figures in _FIGURES.findall(answer)
+    }
 
 
 class Build:
@@ -130,3 +136,21 @@ def build_source(nvcc, tmp_path):
         return SimpleNamespace(ptx=compiled.decode(), frames=frames(compiled, "sm_90"))
 
     return built
+
+
+@pytest.fixture(scope="module")
+def this_cpu(tmp_path_factory):
+    return ThisCpu(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def place(request):
+    """Where kernels run."""
+    if request.param == "gpu":
+        gpu = AGpu()
+        yield gpu
+        gpu.free()
+        return
+    if emulated.compiler() is None:
+        pytest.skip("no g++ here")
+    yield request.getfixturevalue("this_cpu")

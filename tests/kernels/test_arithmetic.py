@@ -11,6 +11,8 @@ import pytest
 
 from harness.backends.cuda.decoder import variant_of
 from harness.numerics import CUDA_NUMERICS
+from kernels import experts, matvec
+from kernels.compiler import ARCHITECTURES
 from kernels.experts import FAMILY as EXPERTS
 from kernels.matvec import FAMILY as MATVEC
 from kernels.router import FAMILY as ROUTER
@@ -21,7 +23,20 @@ pytestmark = pytest.mark.slow  # the first time; then the cache answers
 PLAIN = [(MATVEC, "matvec"), (MATVEC, "attention_output"), (EXPERTS, "down")]
 NORMED = [(MATVEC, "qkv"), (MATVEC, "logits"), (EXPERTS, "gate_up"), (ROUTER, "route")]
 TILED = [(family, f"{name}_tiled") for family in (MATVEC, EXPERTS) for name in family.arguments]
-MMA = "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
+# Products of four-bit quants, which are unsigned; of six-bit ones, which are signed here.
+PRODUCTS = [f"mma.sync.aligned.m16n8k32.row.col.s32.{kind}.s8.s32" for kind in ("u8", "s8")]
+# Tiles that a warp holds of each kernel, as its launcher plans them.
+DEPTHS = {
+    "qkv": matvec._QKV_DEPTH,
+    "attention_output": matvec._OUTPUT_DEPTH,
+    "logits": matvec.MOST_DEPTH,
+    "matvec": matvec.MOST_DEPTH,
+    "gate_up": experts._GATE_UP_DEPTH,
+    "down": experts._DOWN_DEPTH,
+}
+SHALLOW = {"sm_86", "sm_89", "sm_120"}  # 100 KB of shared memory: one tile at a time
+# What chooses experts, in whatever kernel: its softmax is no sum of products.
+CHOOSING = re.compile(r"(choose|rank_experts|weigh|whole_warp_id)(<\d+>)?$")
 
 # Kinds of load by which each format reads a piece: all quants and packed scales 16 bytes at a time
 # (Q6_K: 8), and what lies alone as the 2 bytes that it has (a block's d).
@@ -34,7 +49,11 @@ WIDTHS = {
     "Nibbles<1>": {"v4.u32"},  # Q5_K
     "Q6_K": {"v2.u32", "u16"},
 }
-TILE_WIDTHS = {"TileQ4_K": {"v4.u32"}, "TileQ6_K": {"v4.u32", "v2.u32", "u16"}}
+# How the lanes' words of a tile, and the input's limbs and scales, are read out of shared memory.
+TILE_WIDTHS = {
+    "add_q4_k": {"v4.u32", "v2.u32", "v2.f32", "f32"},
+    "add_q6_k": {"v4.u32", "v2.u32", "u32", "u16", "f32"},
+}
 
 ids = {"ids": lambda value: value if isinstance(value, str) else value.name}
 
@@ -108,7 +127,7 @@ def _instructions(body, names):
             continue
         operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,{}\[\]]+(?=,|$)", code[2])
         parts = [re.findall(r"%\w+|0[fd][0-9A-F]+|-?\b\d+\b", operand) for operand in operands]
-        stores = code[1].startswith(("st.", "bar.", "bra", "ret", "red."))
+        stores = code[1].startswith(("st.", "bar.", "bra", "ret", "red.", "cp.async."))
         written = () if stores or not parts else tuple(parts[0])
         read = parts if stores else parts[1:]
         inside, at = [], here
@@ -155,19 +174,28 @@ def rounding_complaints(entry, *, only_sums=True):
     others too (a norm, a softmax), and only what is rounded must not be shuffled.
     """
     complaints = [] if entry.all("fma.rn.f64") else ["no fma.rn.f64"]
-    if len(entry.all("shfl")) < 10:
+    shuffles, roundings = _but_choosing(entry, "shfl"), _but_choosing(entry, "cvt.rn.f32.f64")
+    if len(shuffles) < 10:
         complaints.append("no reduction of five steps, two shuffles each")
-    if not entry.all("cvt.rn.f32.f64"):
+    if not roundings:
         complaints.append("nothing is rounded to float32")
-    for shuffle in entry.all("shfl"):
+    for shuffle in shuffles:
         complaints += _shuffle_complaints(entry, shuffle, only_sums=only_sums)
-    for rounding in entry.all("cvt.rn.f32.f64") if only_sums else ():
+    for rounding in roundings if only_sums else ():
         # The last addition: a lane's sum and another's, shuffled (put together out of two halves).
         for add in entry.origins(rounding.read[0], {"mov.f64": (0,)}):
             writers = [writer for register in add.read for writer in entry.writers[register]]
             if not any(writer.operation == "mov.b64" for writer in writers):
                 complaints.append(f"rounded before the reduction: {rounding}")
     return complaints
+
+
+def _but_choosing(entry, prefix):
+    return [
+        each
+        for each in entry.all(prefix)
+        if not any(CHOOSING.search(function) for function in each.inside)
+    ]
 
 
 def _shuffle_complaints(entry, shuffle, *, only_sums):
@@ -418,15 +446,37 @@ def test_weights_are_loaded_as_wide_as_intended(build, family, kernel, numerics)
 @pytest.mark.parametrize(("family", "kernel"), TILED, **ids)
 def test_tiles_are_loaded_wide_and_multiplied_by_tensor_cores(build, family, kernel):
     entry = Entry(build(family).ptx, kernel)
-    assert not narrow_loads(entry, TILE_WIDTHS)
-    assert "value" not in loads(entry)
-    assert len(entry.all(MMA)) >= 2 * 8  # eight groups of a superblock, of two formats
+    assert not narrow_loads(entry, {})  # no weight comes by a load
+    assert shared_loads(entry) == TILE_WIDTHS
+    copies = entry.all("cp.async.cg.shared.global")
+    assert {copy.read[-1] for copy in copies} == {"16"}
+    for product in PRODUCTS:
+        assert len(entry.all(product)) >= 2  # of a chunk's two groups
+
+
+def shared_loads(entry):
+    """Kinds of loads from shared memory by which each format's tiles are multiplied."""
+    found = defaultdict(set)
+    for load in entry.all("ld.shared"):
+        for owner in TILE_WIDTHS.keys() & set(load.inside):
+            found[owner].add(load.operation.removeprefix("ld.shared."))
+    return found
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(("family", "kernel"), TILED, **ids)
+def test_warps_wait_for_as_many_tiles_as_their_launcher_has_room_for(build, family, kernel, arch):
+    waits = Entry(build(family, arch=arch).ptx, kernel).all("cp.async.wait_group")
+    depth = 1 if arch in SHALLOW else DEPTHS[kernel.removesuffix("_tiled")]
+    assert {wait.read for wait in waits} == {(str(depth - 1),)}
 
 
 @pytest.mark.parametrize("family", [MATVEC, EXPERTS], ids=lambda family: family.name)
-def test_only_tiled_kernels_use_tensor_cores(build, family):
+def test_only_tiled_kernels_use_tensor_cores_and_copies(build, family):
     for name in family.arguments:
-        assert not Entry(build(family).ptx, name).all("mma")
+        entry = Entry(build(family).ptx, name)
+        assert not entry.all("mma")
+        assert not entry.all("cp.async")
 
 
 def test_narrow_loads_are_seen(build_source):

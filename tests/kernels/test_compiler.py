@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from kernels import FAMILIES, argmax, attention, compiler, router
+from kernels import FAMILIES, argmax, attention, compiler, experts, router
 from kernels.compiler import CompileError, find_nvcc, ptx, source_hash
 from kernels.family import Family, Heads, Variant, struct
 
@@ -89,8 +89,8 @@ def test_what_is_cached_is_not_compiled_again(fake_nvcc, tmp_path):
 
 def test_the_key_covers_all_that_the_result_depends_on(fake_nvcc, tmp_path, monkeypatch):
     assert not fake_nvcc.exists()
-    shutil.copy(router.FAMILY.path, tmp_path / "router.cu")
-    family, cache = replace(router.FAMILY, folder=tmp_path), tmp_path / "cache"
+    shutil.copy(experts.FAMILY.path, tmp_path / "experts.cu")
+    family, cache = replace(experts.FAMILY, folder=tmp_path), tmp_path / "cache"
 
     def compiled(heads=HEADS, arch="sm_90", **variant):
         ptx(family, Variant(**variant), heads, arch, cache=cache)
@@ -98,18 +98,22 @@ def test_the_key_covers_all_that_the_result_depends_on(fake_nvcc, tmp_path, monk
 
     assert compiled() == 1
     assert compiled() == 1
-    assert compiled(Heads(64, 4)) == 1  # the router has no heads
-    assert compiled(swiglu="f64") == 1  # nor a SwiGLU
-    assert compiled(plant="nan") == 1  # nor that fault
+    assert compiled(Heads(64, 4)) == 1  # experts have no heads
+    assert compiled(plant="stale_kv") == 1  # nor that fault
     assert compiled(arch="sm_80") == 2
     assert compiled(accumulator="f64") == 3
-    assert compiled(plant="uniform_weights") == 4
-    (tmp_path / "router.cu").write_text(CODE)
-    assert compiled() == 5
-    (tmp_path / "of_its_own.cuh").write_text("// a header beside it\n")
+    assert compiled(softmax="f64") == 4
+    assert compiled(plant="uniform_weights") == 5
+    (tmp_path / "experts.cu").write_text(CODE)
     assert compiled() == 6
-    monkeypatch.setattr(compiler, "compiler_version", lambda _nvcc: (13, 1))
+    (tmp_path / "of_its_own.cuh").write_text("// a header beside it\n")
     assert compiled() == 7
+    monkeypatch.setattr(compiler, "compiler_version", lambda _nvcc: (13, 1))
+    assert compiled() == 8
+    # The router knows none of what experts alone do.
+    family, cache = router.FAMILY, tmp_path / "router's"
+    for variant in ({}, {"swiglu": "f64"}, {"softmax": "f64"}, {"plant": "uniform_weights"}):
+        assert compiled(**variant) == 1
 
 
 def test_threads_that_compile_the_same_at_once_all_get_it_whole(fake_nvcc, tmp_path):
@@ -395,7 +399,7 @@ def test_the_hash_of_families_is_of_their_sources_and_headers(sources):
     copies = [replace(each.FAMILY, folder=sources) for each in (argmax, attention)]
     one, both = source_hash(copies[:1]), source_hash(copies)
     assert one != both
-    changed(sources / "attention.cu", "kBatch = 4", "kBatch = 2")
+    changed(sources / "attention.cu", "kAhead = 3", "kAhead = 2")
     assert source_hash(copies[:1]) == one
     assert source_hash(copies) != both
     changed(sources / "common.cuh", "offset >>= 1", "offset >>= 2")

@@ -7,7 +7,10 @@ import pytest
 from harness.backends.cuda.decoder import variant_of
 from harness.numerics import CUDA_NUMERICS, find_numerics
 from kernels import FAMILIES
+from kernels.attention import shared_bytes, sums_bytes
 from kernels.compiler import ARCHITECTURES
+from kernels.family import Heads
+from kernels.launch import DECLARED
 
 pytestmark = pytest.mark.slow  # the first time; then the cache answers
 
@@ -64,6 +67,18 @@ def test_every_planted_fault_compiles_to_something_else(build, family, plant):
     assert build(family, replace(DEFAULT, plant=plant)).ptx != build(family).ptx
 
 
+@pytest.mark.parametrize("numerics", CUDA_NUMERICS)
+def test_kernels_declare_no_more_shared_memory_than_was_reckoned_with(build, numerics):
+    """Launchers plan what is dynamic, to the last byte where there are tiles."""
+    variant = variant_of(CUDA_NUMERICS[numerics])
+    for family in FAMILIES:
+        for name, frame in build(family, variant).frames.items():
+            if name == "attend":
+                assert frame.shared == shared_bytes(Heads()) - sums_bytes(Heads())
+            else:
+                assert frame.shared <= (0 if name.endswith("_tiled") else DECLARED), name
+
+
 def test_a_spill_is_seen(build_source):
     sums = "\n".join(f"  float s{i} = x[{i}];" for i in range(64))
     turns = "\n".join(f"    s{i} = fmaf(s{i}, s{(i + 7) % 64}, 1.0f);" for i in range(64))
@@ -83,9 +98,19 @@ extern "C" __global__ void indexing(float* x, int n) {{
   for (int i = 0; i < n; ++i) held[(n + i) & 7] += x[i];
   for (int i = 0; i < 8; ++i) x[i] = held[i];
 }}
+extern "C" __global__ void sharing(float* x) {{
+  __shared__ float held[64];
+  held[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  x[threadIdx.x] = held[63 - threadIdx.x];
+}}
 extern "C" __global__ void fine(float* x) {{ x[threadIdx.x] += 1; }}
 """
-    wrong = outside_registers(build_source(source).frames)
+    frames = build_source(source).frames
+    assert {name: frame.shared for name, frame in frames.items() if frame.shared} == {
+        "sharing": 256
+    }
+    wrong = outside_registers(frames)
     assert wrong.keys() == {"spilling", "indexing"}
     assert wrong["spilling"].spill_loads > 0
     assert wrong["indexing"].stack > 0

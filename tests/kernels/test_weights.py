@@ -7,7 +7,7 @@ import pytest
 from harness.model import FORMATS as GGUF_FORMATS
 from kernels import FAMILIES
 from kernels.family import ACCUMULATORS, Family, Heads, Variant, struct
-from kernels.launch import Device, Kernel, RowKernel, blocks_for, input_bytes
+from kernels.pack import Pack
 from kernels.weights import FORMATS, MATRIX, can_be_tiled, is_tiled, matrix, pack
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 34, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
@@ -124,35 +124,78 @@ def test_unknown_formats_are_refused(fmt):
         matrix(0, fmt, (16, 256), 0)
 
 
-# -- which form of a kernel reads them -------------------------------------------------------------
+# -- tiles -----------------------------------------------------------------------------------------
+
+LANES, WORDS, BYTE = np.arange(32), np.arange(4), np.arange(4)
+# Where the byte of a lane's word lies in a chunk of low bits: which row, which of 32 columns.
+ROW = ((LANES >> 2)[:, None] + 8 * (WORDS & 1))[..., None] + 0 * BYTE
+COLUMN = (8 * (LANES & 3)[:, None] + 4 * (WORDS >> 1))[..., None] + BYTE
 
 
-def test_the_form_of_a_kernel_follows_the_matrices():
-    plain, tiles = (matrix(0, fmt, (16, 256), 16 * 144) for fmt in ("Q4_K", "Q4_K_TILED"))
-    forms = [Kernel(None, name, MATRIX) for name in ("rows", "rows_tiled")]
-    both, one = RowKernel(*forms), RowKernel(forms[0], None)
-    assert both.of(plain, plain) is one.of(plain) is forms[0]
-    assert both.of(tiles, tiles) is forms[1]
-    assert (both.kernels, one.kernels) == ((*forms,), (forms[0],))
-    for mixed, kernel in (((plain, tiles), both), ((tiles,), one)):
-        with pytest.raises(ValueError, match="tiled in part, or this numerics has none"):
-            kernel.of(*mixed)
+def packed_tiles(place, blocks, fmt):
+    """What ``pack`` makes of experts' rows, tile by tile, handed over in two parts."""
+    experts, rows, superblocks, size = blocks.shape
+    tiles = experts * rows // 16 * superblocks
+    nbytes = {"Q4_K": 2304, "Q6_K": 3360}[fmt]
+    memory = np.full(tiles * nbytes + 64, 0xA5, np.uint8)
+    address = place.put(memory)
+    launcher = Pack(place.program(Variant(), Heads()))
+    to = matrix(address, f"{fmt}_TILED", (experts, rows, 256 * superblocks), blocks.size)
+    flat = blocks.reshape(-1, superblocks, size)
+    for first, last in ((0, 16), (16, experts * rows)):
+        part = np.ascontiguousarray(flat[first:last])
+        given = place.put(part)
+        launcher.pack(given, last - first, to, first_row=first, stream=place.stream)
+        place.stream.synchronize()
+    place.get(address, memory)
+    assert (memory[tiles * nbytes :] == 0xA5).all()
+    return memory[: tiles * nbytes].reshape(experts * rows // 16, superblocks, nbytes)
 
 
-@pytest.mark.parametrize(("columns", "f32"), [(1, 20), (64, 288), (2048, 8720)])
-def test_shared_memory_of_an_input(columns, f32):
-    assert input_bytes(columns, "f32") == f32
-    whole = columns // 256
-    assert input_bytes(columns, "q8_k") == f32 + 260 * whole
-    limbs = 3 * (columns + 32) + 4 * whole + 36 * 8 * whole if columns % 256 == 0 else 0
-    assert input_bytes(columns, "i24") == f32 + limbs
+def nibbles(tile):
+    """Low four bits ``[4, 2, 16, 32]``: of a chunk's even and odd group, row and column."""
+    chunks = tile[:2048].reshape(4, 32, 4, 4)
+    low = np.zeros((4, 2, 16, 32), np.uint8)
+    for chunk in range(4):
+        low[chunk, 0, ROW, COLUMN] = chunks[chunk] & 15
+        low[chunk, 1, ROW, COLUMN] = chunks[chunk] >> 4
+    return low
 
 
-def test_blocks_cover_the_rows_and_no_more_than_fit():
-    device = Device(multiprocessors=10, shared_bytes=1 << 16)
-    assert [blocks_for(rows, 16, device, 3) for rows in (0, 1, 16, 17, 480, 481)] == [
-        *(1, 1, 1, 2, 30, 30)
-    ]
+TILED_SHAPE = (3, 32, 2)  # experts, rows, superblocks
+
+
+def test_a_tile_of_q4_k_holds_its_blocks_in_one_run(place):
+    blocks = np.random.default_rng(0).integers(0, 256, (*TILED_SHAPE, 144), dtype=np.uint8)
+    tiles = packed_tiles(place, blocks, "Q4_K")
+    wanted = blocks.reshape(-1, 16, 2, 144)
+    for row, superblock in np.ndindex(tiles.shape[:2]):
+        tile = tiles[row, superblock]
+        low = nibbles(tile)
+        quants = (low[:, 0] | low[:, 1] << 4).transpose(1, 0, 2).reshape(16, 128)
+        got = np.concatenate([tile[2048:].reshape(16, 16), quants], axis=1)
+        np.testing.assert_array_equal(got, wanted[row, :, superblock])
+
+
+def test_a_tile_of_q6_k_read_in_the_order_of_an_operand_is_what_gguf_says(place):
+    blocks = random_blocks("Q6_K", TILED_SHAPE)
+    tiles = packed_tiles(place, blocks, "Q6_K")
+    wanted = dequantised(blocks, "Q6_K").reshape(-1, 16, 2, 256)
+    for row, superblock in np.ndindex(tiles.shape[:2]):
+        tile = tiles[row, superblock]
+        low = nibbles(tile).reshape(8, 16, 32)
+        upper = np.zeros((8, 16, 32), np.uint8)
+        words = tile[2048:3072].reshape(2, 32, 4, 4)  # of four groups: lane, group, byte
+        for group in range(8):
+            of = words[group // 4, :, group % 4]
+            fields = of[:, None, :] >> (2 * WORDS)[:, None] & 3
+            upper[group, ROW, COLUMN] = fields ^ 2
+        quants = (low | upper << 4).astype(np.float32) - 32
+        scales = tile[3072:3328].view(np.int8).reshape(16, 16).astype(np.float32)
+        d = tile[3328:].view(np.float16).astype(np.float32)
+        of_column = np.repeat(scales, 16, axis=1)  # a scale for each 16 columns
+        got = quants.transpose(1, 0, 2).reshape(16, 256) * (d[:, None] * of_column)
+        assert got.tobytes() == wanted[row, :, superblock].tobytes()
 
 
 # -- what is compiled ------------------------------------------------------------------------------

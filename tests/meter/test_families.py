@@ -180,7 +180,8 @@ def test_the_benchmark_has_every_family_and_every_numerics():
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "count"), [(CudaFamilies, 10 * len(CUDA_NUMERICS)), (CudaAttention, 2)]
+    ("benchmark", "count"),
+    [(CudaFamilies, len(TOKEN_FAMILIES) * len(CUDA_NUMERICS)), (CudaAttention, 2)],
 )
 def test_without_a_gpu_the_benchmarks_are_not_applicable(benchmark, count):
     if is_here():

@@ -154,14 +154,14 @@ def test_bytes_by_family_are_those_of_the_token_and_each_is_what_that_kernel_is_
         assert families.total == token_traffic(model, "cuda", positions).total
         assert tuple(sorted(families.terms)) == tuple(sorted(TOKEN_FAMILIES))
         cached = c.layers * 2 * c.kv_width * 2
-        assert families.terms["attend"] == cached * (positions - 1)
+        norms = c.layers * 2 * c.head_dim * 4
+        assert families.terms["attend"] == norms + cached * positions
     terms = family_traffic(model, 1).terms
 
     def layers(*names):
         return sum(model.layer(n, name).nbytes for n in range(c.layers) for name in names)
 
     assert terms["qkv"] == layers("attn_norm", "attn_q", "attn_k", "attn_v")
-    assert terms["append"] == layers("attn_q_norm", "attn_k_norm") + cached
     assert terms["attention_output"] == layers("attn_output")
     assert terms["route"] == layers("ffn_norm", "ffn_gate_inp")
     assert terms["gate_up"] * c.experts == layers("ffn_gate_exps", "ffn_up_exps") * c.top_k

@@ -12,7 +12,7 @@ from harness.profile.recording import Recording, Traced, Undisturbed
 from harness.profile.session import Wanted
 from harness.suite import DecodeSession
 
-LAYER = ["qkv", "append", "attend", "attention_output", "route", "gate_up", "down"]
+LAYER = ["qkv", "attend", "attention_output", "route", "gate_up", "down"]
 RULE = StoppingRule(least_seconds=0.01, time_out=0.2)
 WORKLOAD = Workload(prompt=(1, 2, 3), depth=5, tokens=6)
 

@@ -83,7 +83,7 @@ def test_light_and_dark_have_the_same_classes(recorded):
 
 def test_what_is_written_is_escaped():
     names = ["embed", *LAYER, "logits"]
-    starts = [[100 * i for i in range(9)]]
+    starts = [[100 * i for i in range(len(names))]]
     ran = {"backend": "cuda", "device": "<b>&", "numerics": "f32", "model": '"</svg>', "commit": ""}
     recording = made(starts, [[s + 50 for s in starts[0]]], names, 1, ran=ran)
     for picture in (roofline(Profile(recording)), timeline(Profile(recording))):

@@ -86,7 +86,8 @@ def test_files_that_are_something_else(tmp_path, text):
 
 def test_a_recording_made_by_hand_is_one(tmp_path):
     names = ["embed", *LAYER, "logits"]
-    starts = [[100 * i for i in range(9)], [100 * i for i in range(9, 18)]]
+    count = len(names)
+    starts = [[100 * (count * token + i) for i in range(count)] for token in range(2)]
     recording = made(starts, np.array(starts) + 60, names, layers=1)
     recording.write(tmp_path / "r.json")
     assert read_recording(tmp_path / "r.json").to_json() == recording.to_json()

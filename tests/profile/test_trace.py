@@ -80,7 +80,8 @@ def test_a_recorded_session_nests_token_layer_kernel_stages(recorded):
 def test_kernels_that_overlap_keep_their_times_and_nest_all_the_same(overlap):
     names = ["embed", *(LAYER * 2), "logits", "argmax"]
     step = 1500 - overlap
-    starts = [[step * (17 * token + i) for i in range(17)] for token in range(3)]
+    count = len(names)
+    starts = [[step * (count * token + i) for i in range(count)] for token in range(3)]
     ends = [[start + 1500 for start in row] for row in starts]
     recording = made(starts, ends, names, layers=2)
     events = chrome_trace(recording)["traceEvents"]
@@ -90,7 +91,7 @@ def test_kernels_that_overlap_keep_their_times_and_nest_all_the_same(overlap):
     named = {event["tid"] for event in events if event["name"] == "thread_name"}
     assert named == threads
     shown = sorted(e["ts"] for e in events if e["ph"] == "X" and e["name"] == "qkv")
-    assert shown == [starts[t][i] / 1e3 for t in range(3) for i in (1, 8)]
+    assert shown == [starts[t][i] / 1e3 for t in range(3) for i in (1, 1 + len(LAYER))]
     assert all(e["dur"] == 1.5 for e in events if e.get("name") == "down")
 
 

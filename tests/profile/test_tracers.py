@@ -45,7 +45,7 @@ def test_a_token_holds_the_phases_of_all_layers(recorded, tiny_model):
     traced = recorded.traced
     layers = tiny_model.config.layers
     assert traced.names == ("embed", *(LAYER * layers), "logits", "argmax")
-    assert traced.starts.shape == (WORKLOAD.tokens, 7 * layers + 3)
+    assert traced.starts.shape == (WORKLOAD.tokens, len(LAYER) * layers + 3)
     assert (traced.starts[1:, 0] == traced.ends[:-1, -1]).all()
     assert recorded.undisturbed.samples >= RULE.least_samples
     assert recorded.positions == WORKLOAD.depth + 3 + 3

@@ -15,6 +15,7 @@ from harness.backends.cuda.forward import POSITION, TOKEN, Forward
 from harness.backends.cuda.gpu import Gpu, open_gpu, translated
 from harness.backends.cuda.graph import Graph
 from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, upload
+from harness.backends.cuda.shape import check_shape
 from harness.backends.cuda.trace import Trace
 from harness.backends.cuda.weights import DeviceWeights, Held
 from harness.decoder import TimedPass, check_filling, check_rewind, check_step
@@ -22,7 +23,6 @@ from harness.errors import BadInput
 from kernels import FAMILIES
 from kernels.compiler import python_code, source_hash
 from kernels.family import Heads, Variant
-from kernels.launch import input_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 # Faults that this backend can be told to plant: in its kernels, or here.
 _CACHED_OUTPUT = "cached_output"
 PLANTS = (*(plant for family in FAMILIES for plant in family.plants), _CACHED_OUTPUT)
-
-_MOST_HEAD_DIM = 384  # above it a lane cannot hold its share in registers
 
 
 class CudaDecoder:
@@ -102,7 +100,7 @@ class CudaDecoder:
         self._weights = weights
         self._held: Held | None = None
         self._graphs: dict[str, Graph] = {}
-        _check_shape(model.config, self.gpu, numerics)
+        check_shape(model.config, self.gpu, numerics.activation, tiles=_has_tiles(numerics))
         _check_room(0 if weights else model.weight_bytes, self.gpu, self.cache_bytes)
         try:
             with translated("opening the decoder"):
@@ -364,21 +362,6 @@ def gpu_source_hash() -> str:
 
 def _cache_bytes(config: Config, capacity: int) -> int:
     return 2 * 2 * config.layers * capacity * config.kv_width
-
-
-def _check_shape(config: Config, gpu: Gpu, numerics: Numerics) -> None:
-    """Refuse what a block's shared memory cannot stage."""
-    staged = (config.hidden, config.q_width, config.top_k * config.expert_width)
-    widest = max(staged)
-    needed = max(input_bytes(columns, numerics.activation) for columns in staged)
-    needed += 64 * config.top_k + 16 + 4096
-    needed = max(needed, 12 * config.experts, 4 * 8 * (8 * (config.head_dim + 2) + 1024))
-    if needed > gpu.shared_bytes or config.head_dim > _MOST_HEAD_DIM:
-        raise BadInput(
-            f"vectors of {widest} values, heads of {config.head_dim} and {config.experts} experts "
-            f"take {needed} bytes of shared memory, {gpu.name} has {gpu.shared_bytes} (and heads "
-            f"of at most {_MOST_HEAD_DIM}); use --backend cpu"
-        )
 
 
 def _check_room(weights: int, gpu: Gpu, cache: int) -> None:

@@ -11,7 +11,7 @@ from harness.backends.cuda.memory import download
 from kernels.argmax import BLOCKS, Argmax
 from kernels.attention import Attention
 from kernels.embedding import Embedding
-from kernels.experts import Experts
+from kernels.experts import Choosing, Experts
 from kernels.matvec import Matvec
 from kernels.router import Router
 
@@ -34,7 +34,6 @@ POSITION, TOKEN = 0, 4  # offsets in the kernels' State
 TOKEN_FAMILIES = (
     "embed",
     "qkv",
-    "append",
     "attend",
     "attention_output",
     "route",
@@ -106,18 +105,15 @@ class Forward:
         self.values = memory.halves(c.layers * self.layer_cache, "KV cache")
         self.state = memory.zeros(2, "scratch")
         self.tokens = memory.zeros(capacity, "scratch")
-        # Counters of blocks that have arrived: the router's, argmax's, attention's.
-        self._arrived = memory.zeros(2 + c.heads, "scratch")
+        # Counters of blocks that have arrived: argmax's, attention's.
+        self._arrived = memory.zeros(1 + c.heads, "scratch")
         floats = {
             "x": c.hidden,
             "rotation": 2 * c.head_dim,
             "qkv": c.q_width + 2 * c.kv_width,
-            "q": c.q_width,
             "partial": self._attention.partial_values,
             "mixed": c.q_width,
             "router_logits": c.experts,
-            "weights": c.top_k,
-            "ids": c.top_k,
             "gated": c.top_k * c.expert_width,
             "logits": c.vocab,
             "best": BLOCKS,
@@ -218,7 +214,7 @@ class Forward:
             vocab=c.vocab,
             best=at["best"],
             best_id=at["best_id"],
-            arrived=self._arrived + 4,
+            arrived=self._arrived,
             state=self.state,
             tokens=self.tokens,
             stream=stream,
@@ -241,29 +237,21 @@ class Forward:
             trace_norm=seen["attn_norm"],
         )
         self._see(trace, "qkv_matmul", layer.index, at["qkv"])
-        self._attention.append(
+        self._attention.attend(
             qkv=at["qkv"],
             q_norm=layer.q_norm,
             k_norm=layer.k_norm,
             rotation=at["rotation"],
             eps=c.rms_eps,
             state=self.state,
-            q=at["q"],
             keys=keys,
             values=values,
-            stream=stream,
-            trace_k=seen["k_post_rope"],
-        )
-        self._see(trace, "q_post_rope", layer.index, at["q"])
-        self._attention.attend(
-            q=at["q"],
-            keys=keys,
-            values=values,
-            state=self.state,
             partial=at["partial"],
-            arrived=self._arrived + 8,
+            arrived=self._arrived + 4,
             mixed=at["mixed"],
             stream=stream,
+            trace_q=seen["q_post_rope"],
+            trace_k=seen["k_post_rope"],
         )
         self._see(trace, "attention", layer.index, at["mixed"])
         self._matvec.attention_output(
@@ -282,25 +270,24 @@ class Forward:
             x=at["x"],
             norm=layer.ffn_norm,
             eps=c.rms_eps,
-            top_k=c.top_k,
             logits=at["router_logits"],
-            arrived=self._arrived,
-            ids=at["ids"],
-            weights=at["weights"],
             stream=stream,
             trace_norm=seen["ffn_norm"],
         )
-        self._see(trace, "moe_router", layer.index, at["weights"])
-        self._see(trace, "moe_router_indices", layer.index, at["ids"])
+        choosing = Choosing(
+            at["router_logits"],
+            c.experts,
+            c.top_k,
+            trace_ids=seen["moe_router_indices"],
+            trace_weights=seen["moe_router"],
+        )
         self._experts.gate_up(
             layer.gate,
             layer.up,
+            choosing,
             x=at["x"],
             norm=layer.ffn_norm,
             eps=c.rms_eps,
-            ids=at["ids"],
-            top_k=c.top_k,
-            experts=c.experts,
             gated=at["gated"],
             stream=stream,
             trace_gate=seen["ffn_gate"],
@@ -310,11 +297,8 @@ class Forward:
         self._see(trace, "ffn_swigl", layer.index, at["gated"])
         self._experts.down(
             layer.down,
+            choosing,
             gated=at["gated"],
-            ids=at["ids"],
-            weights=at["weights"],
-            top_k=c.top_k,
-            experts=c.experts,
             state=self.state,
             residual=at["x"],
             last_layer=layer.index == c.layers - 1,

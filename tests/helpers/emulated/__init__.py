@@ -31,6 +31,17 @@ _ASM = {
     r'asm\("mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.u8\.s8\.s32 .*?\);': (
         "mma_m16n8k32(d, a, b);"
     ),
+    r'asm\("mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32 .*?\);': (
+        "mma_m16n8k32(d, a, b, true);"
+    ),
+    r'asm\("prmt\.b32 %0, %1, 0, %2;".*?\);': "result = prmt(word, 0, selector);",
+    r'asm\("mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.f16\.f16\.f32 .*?\);': (
+        "mma_m16n8k16(d, a, b);"
+    ),
+    r'asm volatile\("" : "\+f"\(.*?\)\);': ";",
+    # Copies happen at once.
+    r'asm volatile\("cp\.async\.cg\.shared\.global .*?"memory"\);': "memcpy(to, from, 16);",
+    r'asm volatile\("cp\.async\.(commit|wait)_group.*?"memory"\);': ";",
 }
 _DYNAMIC = re.compile(r"extern __shared__ __align__\(16\) (\w+) (\w+)\[\];")
 
@@ -57,12 +68,9 @@ def library(family, variant, heads, cache):
     texts = {name: on_a_cpu(path.read_text()) for name, path in sources.items()}
     main = texts.pop(family.path.name)
     names = sorted(
-        set(re.findall(r'extern "C" __global__ [^#;{]*?(\w+)\(const', main))
-        | {
-            name + tiled
-            for name in re.findall(r"^ROW_KERNEL\((\w+),", main, flags=re.MULTILINE)
-            for tiled in (("", "_tiled") if variant.activation == "i24" else ("",))
-        }
+        name
+        for name in re.findall(r'extern "C" __global__ [^#;{]*?(\w+)\(const', main)
+        if variant.activation == "i24" or not name.endswith("_tiled")
     )
     table = "".join(
         f'  if (!strcmp(name, "{name}"))\n'

@@ -198,6 +198,7 @@ inline __half __ushort_as_half(unsigned short bits) {
   return h;
 }
 inline __half2 __half2half2(__half h) { return {h, h}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
 
 // -- arithmetic -----------------------------------------------------------------------------------------
@@ -224,6 +225,7 @@ inline int __float2int_rn(float x) {
 }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 using std::isfinite;
 using std::isnan;
@@ -232,7 +234,7 @@ inline std::common_type_t<A, B> min(A a, B b) { using T = std::common_type_t<A, 
 template <class A, class B>
 inline std::common_type_t<A, B> max(A a, B b) { using T = std::common_type_t<A, B>; return std::max<T>(a, b); }
 
-inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+inline unsigned prmt(unsigned low, unsigned high, unsigned selector) {
   const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
   unsigned result = 0;
   for (int i = 0; i < 4; ++i) {
@@ -243,6 +245,10 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   }
   return result;
 }
+// The compiler leaves of a selector's nibbles three bits.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) { return prmt(low, high, selector & 0x7777); }
+inline float __frsqrt_rn(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline int __dp4a(int a, int b, int sum) {
   for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
   return sum;
@@ -270,8 +276,8 @@ inline void __syncwarp(unsigned = 0xffffffffu) {
 template <class T> inline T __shfl_xor_sync(unsigned, T mine, int mask) {
   return emulated::exchange(mine, [&](auto value, int lane) { return value(lane ^ mask); });
 }
-template <class T> inline T __shfl_sync(unsigned, T mine, int from) {
-  return emulated::exchange(mine, [&](auto value, int) { return value(from); });
+template <class T> inline T __shfl_sync(unsigned, T mine, int from, int width = 32) {
+  return emulated::exchange(mine, [&](auto value, int lane) { return value(lane / width * width + from % width); });
 }
 inline unsigned __reduce_max_sync(unsigned, unsigned mine) {
   return emulated::exchange(mine, [](auto value, int) {
@@ -314,6 +320,38 @@ inline void mma_m16n8k32(int (&d)[4], const uint32_t (&a)[4], const B& b, bool s
         sum += (signed_a ? static_cast<int8_t>(byte) : byte) * x;
       }
       d[2 * r + c] = sum;
+    }
+  }
+}
+
+// d += a * b, of mma.m16n8k16 with f16 operands and f32 sums. Fragments as above, two columns a word:
+// a[0] is row g, a[1] row g + 8, of columns 2 t and 2 t + 1; a[2] and a[3] the same 8 columns on; b[0]
+// rows 2 t on, b[1] 8 further, of column g. Products are exact, and their sum is cut off, not rounded,
+// as tensor cores do.
+inline float toward_zero(double x) {
+  const float rounded = static_cast<float>(x);
+  return fabs(rounded) > fabs(x) ? nextafterf(rounded, 0.0f) : rounded;
+}
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const int lane = emulated::current & 31, g = lane / 4, t = lane % 4;
+  uint32_t rows[4][32], columns[2][32];
+  for (int i = 0; i < 4; ++i) {
+    emulated::exchange(a[i], [&](auto value, int) { for (int l = 0; l < 32; ++l) rows[i][l] = value(l); return 0; });
+  }
+  for (int i = 0; i < 2; ++i) {
+    emulated::exchange(b[i], [&](auto value, int) { for (int l = 0; l < 32; ++l) columns[i][l] = value(l); return 0; });
+  }
+  const auto half_of = [](uint32_t word, int k) {
+    return static_cast<double>(__half2float(__ushort_as_half(static_cast<unsigned short>(word >> (16 * (k & 1))))));
+  };
+  for (int r = 0; r < 2; ++r) {
+    for (int c = 0; c < 2; ++c) {
+      double sum = d[2 * r + c];
+      for (int k = 0; k < 16; ++k) {
+        sum += half_of(rows[r + 2 * (k / 8)][4 * g + k % 8 / 2], k) *
+               half_of(columns[k / 8][4 * (2 * t + c) + k % 8 / 2], k);
+      }
+      d[2 * r + c] = toward_zero(sum);
     }
   }
 }
