@@ -96,7 +96,7 @@ __device__ inline void fix_group(const FixedInput& in, int group, const float (&
 // warp asks for HELD groups of 256 at once; `meanwhile` runs while they are on their way.
 //
 // Here as everywhere around tiles code is kept short and its loops rolled: a kernel of some
-// microseconds runs most of its code once, and fetching that is what its warps would wait for.
+// microseconds runs most of its code once, some cycles for each instruction, whatever it does.
 template <bool NORMED, int HELD, class Meanwhile = Nothing>
 __device__ inline FixedInput stage_fixed(const float* x, int columns, const float* norm, uint8_t* memory,
                                          Meanwhile meanwhile = {}) {

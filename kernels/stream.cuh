@@ -45,6 +45,7 @@ struct Divisor {
 constexpr int kRowLanes = 4;
 __device__ inline int row_lane() { return threadIdx.x % kRowLanes; }
 
+// What a block computes (above).
 struct Items {
   int count;  // in all
   int parts;  // tiles of each
