@@ -51,7 +51,7 @@ constexpr int kWarpHeads = (kHeads + kBlockWarps - 1) / kBlockWarps;  // that a 
 constexpr int kBlocks = HEAD_DIM <= 128 ? 2 : 1;
 constexpr int kTile = HEAD_DIM <= 128 ? 32 : 16;    // positions that a warp takes at a time
 constexpr int kBlockTile = kBlockWarps * kTile;
-constexpr int kUnsplit = 512;                       // positions up to which merging blocks would cost more
+constexpr int kUnsplit = 512;                       // positions up to which one block takes them all
 constexpr int kChunks = (HEAD_DIM + 7) / 8;         // of 8 dimensions, 16 bytes
 constexpr int kKeyLoads = (kChunks + 3) / 4;        // chunks of a position that a lane holds
 constexpr int kValueLoads = (kChunks + 7) / 8;

@@ -99,9 +99,9 @@ def test_whatever_is_staged_counts(shape):
         ("logits_tiled", {"hidden": 32768, "heads": 4, "head_dim": 2, "expert_width": 24}),
     ],
 )
-def test_tiles_of_one_item_that_just_fit_are_taken_and_one_byte_less_is_too_little(kernel, shape):
+def test_tiles_that_just_fit_are_taken_and_one_byte_less_is_too_little(kernel, shape):
     config = replace(QWEN3, **shape)
-    # So little that no more than one item at a time is planned, of warps that hold several tiles.
+    # A GPU of that little plans warps that hold two tiles, as one with just enough does.
     needed = tiled_bytes(config, gpu(shared_bytes=112 << 10))[kernel]
     check_shape(config, gpu(shared_bytes=needed), "i24", tiles=True)
     told = refusal(config, gpu(shared_bytes=needed - 1), "i24", tiles=True)
@@ -118,7 +118,7 @@ def test_shapes_that_cannot_be_cut_into_tiles_need_no_room_for_any():
     check_shape(odd, gpu(), "i24", tiles=True)
 
 
-def test_heads_that_no_lane_could_hold_are_refused():
+def test_heads_larger_than_any_tried_are_refused():
     check_shape(replace(QWEN3, head_dim=384), gpu(), "i24", tiles=True)
     told = refusal(replace(QWEN3, head_dim=386), gpu())
     assert told == "heads of 386 values, expected at most 384; use --backend cpu"

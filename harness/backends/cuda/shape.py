@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.backends.cuda.gpu import Gpu
     from harness.model import Config
 
-_MOST_HEAD_DIM = 384  # above it a lane cannot hold its share in registers
+_MOST_HEAD_DIM = 384  # the largest that attention is compiled and tested for
 _TILED = "Q6_K"  # whose tiles are the largest
 
 
