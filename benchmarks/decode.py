@@ -1,6 +1,6 @@
 """Guarded decode: time per token, tokens per second, memory, share of the roofline."""
 
-from benchmarks.selection import DEPTHS, depths, require
+from benchmarks.selection import BATCHES, DEPTHS, batches, depths, require
 from harness import tracking
 
 
@@ -82,6 +82,69 @@ class Qwen3MoeDecode:
     track_tokens_per_second.unit = "tok/s"
     track_peak_memory.unit = "bytes"
     track_memory_share.unit = "of weights and cache"
+    track_roofline_fraction.unit = "of read bandwidth"
+    track_joules_per_token.unit = "J/token"
+    track_distance.unit = "of the limit"
+    track_cosine_loss.unit = "1 - worst cosine"
+    track_experts_swapped.unit = "layer-positions"
+    track_argmaxes_changed.unit = "positions"
+
+
+class Qwen3MoeBatch:
+    """The same model: several independent sequences at once, 128 tokens of each from depth 0."""
+
+    params = BATCHES
+    param_names = ["batch"]
+    timeout = 3600
+
+    def setup_cache(self):
+        return tracking.qwen3moe_batch("decode.Qwen3MoeBatch", batches(self.params))
+
+    def setup(self, outcomes, batch):
+        require(outcomes, batch)
+
+    def track_ms_per_step(self, outcomes, batch):
+        return outcomes[batch].figures["ms_per_step"]
+
+    def track_tokens_per_second(self, outcomes, batch):
+        return outcomes[batch].figures["tokens_per_second"]
+
+    def track_peak_memory(self, outcomes, batch):
+        return outcomes[batch].figures["peak_memory"]
+
+    def track_memory_share(self, outcomes, batch):
+        return outcomes[batch].figures["memory_share"]
+
+    def track_distinct_experts(self, outcomes, batch):
+        return outcomes[batch].figures["distinct_experts"]
+
+    def track_bytes_per_step(self, outcomes, batch):
+        return outcomes[batch].figures["bytes_per_step"]
+
+    def track_roofline_fraction(self, outcomes, batch):
+        return outcomes[batch].figures["roofline_fraction"]
+
+    def track_joules_per_token(self, outcomes, batch):
+        return outcomes[batch].figures["joules_per_token"]
+
+    def track_distance(self, outcomes, batch):
+        return outcomes[batch].figures["distance"]
+
+    def track_cosine_loss(self, outcomes, batch):
+        return outcomes[batch].figures["cosine_loss"]
+
+    def track_experts_swapped(self, outcomes, batch):
+        return outcomes[batch].figures["experts_swapped"]
+
+    def track_argmaxes_changed(self, outcomes, batch):
+        return outcomes[batch].figures["argmaxes_changed"]
+
+    track_ms_per_step.unit = "ms/step"
+    track_tokens_per_second.unit = "tok/s, all sequences"
+    track_peak_memory.unit = "bytes"
+    track_memory_share.unit = "of weights and caches"
+    track_distinct_experts.unit = "of a layer"
+    track_bytes_per_step.unit = "bytes"
     track_roofline_fraction.unit = "of read bandwidth"
     track_joules_per_token.unit = "J/token"
     track_distance.unit = "of the limit"

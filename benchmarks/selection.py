@@ -10,7 +10,9 @@ import os
 from harness.numerics import CUDA_NUMERICS
 
 DEPTHS = [0, 512, 4096, 32768]
+BATCHES = [2, 4, 8]
 _KNOWN = {
+    "MOE_HARNESS_BATCHES": [str(size) for size in BATCHES],
     "MOE_HARNESS_DEPTHS": [str(depth) for depth in DEPTHS],
     "MOE_HARNESS_NUMERICS": list(CUDA_NUMERICS),
 }
@@ -19,6 +21,11 @@ _KNOWN = {
 def depths(parameters):
     """Those of the depths that ``MOE_HARNESS_DEPTHS`` names, by commas; all without it."""
     return _chosen(parameters, "MOE_HARNESS_DEPTHS")
+
+
+def batches(parameters):
+    """Those of the batches that ``MOE_HARNESS_BATCHES`` names, by commas; all without it."""
+    return _chosen(parameters, "MOE_HARNESS_BATCHES")
 
 
 def numerics(parameters):

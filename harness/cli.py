@@ -114,6 +114,8 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     model = _open(arguments.model)
     prompt = parse_prompt(_prompt(arguments, model), model)
+    if arguments.batch > 1:
+        return _decode_batch(arguments, model, prompt)
     data = guarded_decode(
         model,
         prompt,
@@ -125,6 +127,30 @@ def _decode(arguments: argparse.Namespace) -> int:
     ).to_json()
     data["text"] = _text(model, [*prompt, *_ints(data["tokens"])])
     _emit(arguments, data, decode_lines(data))
+    return _ACCEPTED
+
+
+def _decode_batch(arguments: argparse.Namespace, model: Model, prompt: list[int]) -> int:
+    """Decode ``--batch`` sequences at once: after this prompt, and others made from it."""
+    from harness.batch_suite import BatchSession  # noqa: PLC0415
+    from harness.model.prompts import distinct_prompts  # noqa: PLC0415
+    from harness.tables import batch_lines  # noqa: PLC0415
+
+    prompts = distinct_prompts(prompt, arguments.batch, model.config.vocab)
+    with BatchSession(
+        model,
+        backend=arguments.backend,
+        numerics=arguments.numerics,
+        device=arguments.device,
+    ) as session:
+        measured = session.measure_batch(prompts, tokens=arguments.tokens, depth=arguments.depth)
+    data = measured.to_json()
+    texts = [
+        _text(model, [*before, *behind])
+        for before, behind in zip(prompts, measured.tokens, strict=True)
+    ]
+    data["texts"] = None if None in texts else texts
+    _emit(arguments, data, batch_lines(data))
     return _ACCEPTED
 
 
@@ -420,6 +446,9 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--prompt", metavar="NAME|IDS|TEXT")
     decode.add_argument("--tokens", type=_positive, default=64, metavar="N")
     decode.add_argument("--depth", type=_count, default=0, metavar="D", help="cached positions")
+    decode.add_argument(
+        "--batch", type=_positive, default=1, metavar="N", help="sequences at once, on a GPU"
+    )
 
     parity = command("parity", _parity, "the layer table: candidate against reference")
     decoder_arguments(parity)

@@ -123,6 +123,42 @@ class DeviceTimed(Protocol):
         """Decode ``prompt`` untimed, then ``count`` tokens of its own choosing, timed."""
 
 
+class Batch(Protocol):
+    """Independent sequences that are decoded together, a token of each at a step.
+
+    ``members`` are their decoders, one each; a step moves all of them on. What a sequence computes
+    is bit for bit what its member computes alone.
+    """
+
+    @property
+    def members(self) -> Sequence[Decoder]:
+        """In their order."""
+
+    def step(self, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Decode one token of each sequence; logits of each, as ``Decoder.step``."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """Decode prompts of one length, then ``count`` tokens of each greedily.
+
+        All of them are decoded: ``len(prompt) + count`` positions are used.
+        """
+
+    def timed_pass(self, prompts: Sequence[Sequence[int]], count: int) -> list[TimedPass]:
+        """Decode prompts of one length untimed, then ``count`` steps, timed.
+
+        A pass for each sequence; the milliseconds are those of the steps, and so the same in all.
+        """
+
+    def ran(self) -> Mapping[str, object]:
+        """Say what computes."""
+
+    def let_go(self) -> None:
+        """Free what decoding the members one by one took."""
+
+    def close(self) -> None:
+        """Free all but the first sequence, which its owner closes."""
+
+
 # Launches in one timing of a family that a token launches once, and shortly; where the cache has
 # room: argmax moves on by a position each time.
 COPIES = 16

@@ -33,6 +33,26 @@ def decode_lines(data: Mapping[str, Any]) -> list[str]:
     return [*lines, *verdict_lines(data["verdict"])]
 
 
+def batch_lines(data: Mapping[str, Any]) -> list[str]:
+    """Lines of ``decode --batch``, out of its JSON."""
+    time, memory, ran = data["ms_per_step"], data["memory"], data["ran"]
+    size, experts = data["batch"], data["distinct_experts"]["mean"]
+    lines = [line for text in data["texts"] or () for line in (text, "")]
+    lines += [
+        f"{time['median']:.3f} ms/step median, {time['p99']:.3f} p99, "
+        f"{len(time['samples'])} samples; a step decodes a token of each of {size} sequences",
+        f"{data['tokens_per_second']:.1f} tok/s, all sequences together",
+        f"{memory['peak_bytes'] / 1e6:.1f} MB peak ({memory['source']}), "
+        f"{memory['share']:.3f} of weights and caches",
+        f"{data['bytes_per_step'] / 1e6:.2f} MB/step needed, with {experts:.1f} experts of a layer",
+        f"{100 * data['roofline_fraction']:.1f} % of this machine's read bandwidth",
+    ]
+    if data["energy_joules_per_token"] is not None:
+        lines.append(f"{data['energy_joules_per_token']:.3f} J/token")
+    lines.append(f"ran on {ran['backend']}, {ran['device']}, {ran['numerics']}")
+    return [*lines, *verdict_lines(data["verdict"])]
+
+
 def parity_lines(evidence: Evidence, data: Mapping[str, Any], shown: Iterable[int]) -> list[str]:
     """Lines of the ``parity`` command: all layers shown, whether they pass or not.
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.backends.cuda.gpu import find_gpu
+from harness.batch_suite import BatchSession
 from harness.errors import BadInput, HardwareAbsent, Rejected
 from harness.family_suite import FamilySession
 from harness.guard import Evidence
+from harness.meter.batch import BatchEvidence
 from harness.meter.commit import provenance, this_commit
 from harness.meter.identity import host_details, machine_identity
 from harness.meter.sidecar import write_sidecar
@@ -22,7 +24,7 @@ from harness.meter.stopping import StoppingRule
 from harness.model import open_model
 from harness.model.embedded import heldout
 from harness.model.embedded import path as embedded_path
-from harness.model.prompts import CANONICAL
+from harness.model.prompts import CANONICAL, distinct_prompts
 from harness.model.synth import synthesise
 from harness.peers import measure_llama_bench
 from harness.settings import settings
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from harness.meter.batch import BatchMeasurement
     from harness.meter.decode import DecodeMeasurement
     from harness.meter.families import FamiliesMeasurement
     from harness.workbench import Declaration
@@ -96,6 +99,33 @@ def qwen3moe_decode(benchmark: str, depths: Sequence[int]) -> dict[int, Outcome]
     with DecodeSession(model, backend="cuda", plant=settings().plant) as session:
         rule = StoppingRule(time_out=_GPU_SECONDS)
         return _decodes(benchmark, session, _GPU_PROMPT, depths, _GPU_TOKENS, rule)
+
+
+def qwen3moe_batch(benchmark: str, sizes: Sequence[int]) -> dict[int, Outcome]:
+    """Decode several sequences at once on the 30B model, on the GPU; n/a where there is none."""
+    try:
+        find_gpu(0)
+    except HardwareAbsent as error:
+        return dict.fromkeys(sizes, Outcome(absent=str(error)))
+    model = open_model(_qwen3moe_path())
+    with BatchSession(model, backend="cuda", plant=settings().plant) as session:
+        rule = StoppingRule(time_out=_GPU_SECONDS)
+        prompts = distinct_prompts(_GPU_PROMPT, max(sizes, default=1), model.config.vocab)
+
+        def one(size: int) -> Outcome:
+            def run() -> tuple[dict[str, Figure], dict[str, Any]]:
+                try:
+                    measured = session.measure_batch(prompts[:size], tokens=_GPU_TOKENS, rule=rule)
+                except HardwareAbsent:
+                    raise
+                except BadInput as error:
+                    # A batch that does not fit into memory must not take the others with it.
+                    raise Rejected([str(error)]) from None
+                return _batch_figures(measured), _thinned(measured.to_json(), "ms_per_step")
+
+            return _recorded(f"{benchmark} batch={size}", run)
+
+        return {size: one(size) for size in sizes}
 
 
 def _qwen3moe_path() -> Path:
@@ -359,6 +389,31 @@ def _decode_figures(measured: DecodeMeasurement) -> dict[str, Figure]:
     }
     if measured.energy is not None:
         figures["joules_per_token"] = measured.energy
+    return figures
+
+
+def _batch_figures(measured: BatchMeasurement) -> dict[str, Figure]:
+    """The worst sequence's distance and cosine; expert sets and argmaxes of all together."""
+    evidence = measured.time.evidence
+    if not isinstance(evidence, BatchEvidence):
+        raise TypeError(f"a batch's evidence is its guards', found {type(evidence).__name__}")
+    guards = [each for each in evidence.sequences if isinstance(each, Evidence)]
+    seen = [each.decisive for each in guards]
+    figures: dict[str, Figure] = {
+        "ms_per_step": _samples(measured.time.samples),
+        "tokens_per_second": measured.tokens_per_second,
+        "peak_memory": measured.memory.peak_bytes,
+        "memory_share": measured.memory.peak_bytes / measured.memory_allowed,
+        "distinct_experts": measured.distinct_experts,
+        "bytes_per_step": measured.traffic.total,
+        "roofline_fraction": measured.roofline_fraction,
+        "distance": max(each.distance for each in guards),
+        "cosine_loss": max(float(1 - each.moe_cosine.min()) for each in seen),
+        "experts_swapped": float(sum(len(each.swaps) for each in seen)),
+        "argmaxes_changed": float(sum(len(each.argmax_margins) for each in seen)),
+    }
+    if measured.joules_per_token is not None:
+        figures["joules_per_token"] = measured.joules_per_token
     return figures
 
 

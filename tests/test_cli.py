@@ -68,6 +68,27 @@ def test_decode_json(capsys):
     assert data["ran"]["backend"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["--batch", 2, "--backend", "cpu"], "decodes one sequence, 2 were asked for"),
+        (["--batch", 5000, "--backend", "cpu"], "vocabulary has 4096 tokens"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused_in_a_line(capsys, asked, told):
+    assert run("decode", "--prompt", "1,2,3", *asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "two"])
+def test_a_batch_of_none_is_refused(capsys, size):
+    with pytest.raises(SystemExit) as ended:
+        run("decode", "--batch", size)
+    assert ended.value.code == 2
+    assert "--batch" in capsys.readouterr().err
+
+
 def test_parity_table_and_json(capsys):
     assert run("parity", "--prompt", "1,2,3,4") == 0
     out = capsys.readouterr().out

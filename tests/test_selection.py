@@ -2,21 +2,25 @@
 
 import pytest
 
-from benchmarks.selection import DEPTHS, depths, numerics, require
+from benchmarks.selection import BATCHES, DEPTHS, batches, depths, numerics, require
 from harness.numerics import CUDA_NUMERICS
 from harness.tracking import Outcome
 
 
 def test_all_without_a_word(monkeypatch):
     monkeypatch.delenv("MOE_HARNESS_DEPTHS", raising=False)
+    monkeypatch.delenv("MOE_HARNESS_BATCHES", raising=False)
     monkeypatch.delenv("MOE_HARNESS_NUMERICS", raising=False)
     assert depths(DEPTHS) == DEPTHS
+    assert batches(BATCHES) == BATCHES
     assert numerics(CUDA_NUMERICS) == list(CUDA_NUMERICS)
 
 
 def test_those_named_in_the_classs_order(monkeypatch):
     monkeypatch.setenv("MOE_HARNESS_DEPTHS", "4096, 0")
     monkeypatch.setenv("MOE_HARNESS_NUMERICS", "q8_k")
+    monkeypatch.setenv("MOE_HARNESS_BATCHES", "8,2")
+    assert batches(BATCHES) == [2, 8]
     assert depths(DEPTHS) == [0, 4096]
     assert depths([4096, 32768]) == [4096]
     assert numerics(CUDA_NUMERICS) == ["q8_k"]

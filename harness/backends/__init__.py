@@ -10,12 +10,20 @@ from harness.errors import BadInput
 from harness.numerics import find_numerics
 
 if TYPE_CHECKING:
-    from harness.decoder import Decoder
+    from harness.decoder import Batch, Decoder
     from harness.model import Model
 
 BACKENDS = ("cpu", "cuda")
 
-__all__ = ["BACKENDS", "PLANTS", "chosen_backend", "open_decoder", "turned_to"]
+__all__ = [
+    "BACKENDS",
+    "PLANTS",
+    "check_batch",
+    "chosen_backend",
+    "open_batch",
+    "open_decoder",
+    "turned_to",
+]
 
 
 def open_decoder(
@@ -101,6 +109,61 @@ def turned_to(
     return open_decoder(
         model, backend=backend, numerics=numerics, capacity=capacity, device=device, plant=plant
     )
+
+
+def check_batch(
+    model: Model, *, backend: str, capacity: int, size: int, device: int = 0, loaded: bool = False
+) -> None:
+    """Refuse a batch that cannot be, before anything is allocated.
+
+    Parameters
+    ----------
+    model
+        The opened model.
+    backend
+        One of ``BACKENDS``.
+    capacity
+        Positions in the KV cache of each sequence.
+    size
+        Sequences.
+    device
+        Which GPU.
+    loaded
+        Whether the weights are on it already.
+
+    Raises
+    ------
+    BadInput
+        For a backend that decodes one sequence alone, a size below 1, or where the GPU has no room.
+
+    """
+    if backend != "cuda":
+        raise BadInput(
+            f"the {backend} backend decodes one sequence, {size} were asked for; take the cuda "
+            "backend on a GPU, or a batch of 1"
+        )
+    from harness.backends.cuda.batch import check_batch as check  # noqa: PLC0415
+
+    check(model, capacity, size, device, loaded=loaded)
+
+
+def open_batch(first: Decoder, size: int, plant: str | None = None) -> Batch:
+    """Open ``size`` sequences on the weights of the first, whose decoder is given.
+
+    ``plant`` is planted in the last of them alone.
+
+    Raises
+    ------
+    BadInput
+        As ``check_batch``.
+
+    """
+    from harness.backends.cuda.batch import CudaBatch  # noqa: PLC0415
+    from harness.backends.cuda.decoder import CudaDecoder  # noqa: PLC0415
+
+    if not isinstance(first, CudaDecoder):
+        raise BadInput(f"the {first.backend} backend decodes one sequence, not {size}")
+    return CudaBatch(first, size, plant)
 
 
 def chosen_backend(backend: str) -> str:

@@ -51,6 +51,31 @@ def _decode(content: Content) -> dict[str, float]:
     return figures
 
 
+def _batch(content: Content) -> dict[str, float]:
+    median, memory = content["ms_per_step"]["median"], content["memory"]
+    moved, bandwidth = content["bytes_per_step"], content["read_bandwidth"]
+    told = [_parity(each) for each in content["evidence"]["sequences"]]
+    if not len(told) == content["batch"] == len(content["tokens"]):
+        raise ValueError(f"evidence of {len(told)} sequences, not of {content['batch']}")
+    figures = {
+        "ms_per_step": median,
+        "tokens_per_second": 1000 * content["batch"] / median,
+        "peak_memory": memory["peak_bytes"],
+        "memory_share": memory["peak_bytes"] / memory["weights_and_cache_bytes"],
+        "distinct_experts": statistics.fmean(content["distinct_experts"]["by_layer"]),
+        "bytes_per_step": moved,
+        "roofline_fraction": moved / (median / 1000) / bandwidth,
+        **{name: max(each[name] for each in told) for name in ("distance", "cosine_loss")},
+        **{
+            name: sum(each[name] for each in told)
+            for name in ("experts_swapped", "argmaxes_changed")
+        },
+    }
+    if content["energy_joules_per_token"] is not None:
+        figures["joules_per_token"] = content["energy_joules_per_token"]
+    return figures
+
+
 def _parity(evidence: Content) -> dict[str, float]:
     decisive = "free_running" if "free" in evidence["judged"] else "teacher_forced"
     return {
@@ -101,6 +126,7 @@ def _agreement(content: Content) -> dict[str, float]:
 
 _KINDS: Mapping[str, Callable[[Content], dict[str, float]]] = {
     "moe-harness/decode/1": _decode,
+    "moe-harness/batch/1": _batch,
     "moe-harness/parity/1": _parity,
     "moe-harness/evidence/1": _kernel,
     FAMILY: _family,

@@ -18,7 +18,7 @@ from harness.meter.stopping import StoppingRule
 from harness.meter.traffic import Traffic, token_traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -154,7 +154,7 @@ def measure_decode(
         tokens=tuple(run.tokens),
         stopped_by=stopped_by,
         memory=memory,
-        memory_allowed=_allowed(decoder, workload),
+        memory_allowed=decoder.model.weight_bytes + cache_allowed(decoder, workload),
         energy=energy,
         traffic=token_traffic(decoder.model, decoder.backend, workload.positions),
         bandwidth=bandwidth,
@@ -183,17 +183,23 @@ def guarded_run(
     evidence = check(decoder, [*workload.prompt, *tokens], cache)
     if not (evidence.verdict.accepted or unguarded):
         raise Rejected(list(evidence.verdict.reasons), evidence.to_json())
-    # What is reported as decoded must follow from the logits that were guarded.
-    behind = evidence.candidate_logits[len(workload.prompt) - 1 :][: len(tokens)]
-    if tokens != [int(row.argmax()) for row in behind] and not unguarded:
-        raise Rejected(["the tokens decoded are not the argmaxes of the guarded logits"])
+    if not (follow(tokens, workload, evidence) or unguarded):
+        raise Rejected([NOT_ARGMAXES])
     restart(decoder, cache)
     return GuardedRun(decoder, workload, tokens, evidence, unguarded=unguarded)
 
 
-def sample(
-    run: GuardedRun, instruments: Instruments, rule: StoppingRule
-) -> tuple[list[float], str]:
+class Repeated(Protocol):
+    """What is timed pass by pass, each held against what was guarded."""
+
+    def every_row(self) -> None:
+        """Untimed: every row of logits is compared."""
+
+    def one_pass(self) -> list[float]:
+        """Timed; milliseconds."""
+
+
+def sample(run: Repeated, instruments: Instruments, rule: StoppingRule) -> tuple[list[float], str]:
     """Time passes until the rule ends it: milliseconds of each token, and why it ended."""
     run.every_row()
     run.one_pass()  # warm-up: its samples are not kept, its results are checked
@@ -207,10 +213,24 @@ def sample(
     return samples, reason
 
 
+NOT_ARGMAXES = "the tokens decoded are not the argmaxes of the guarded logits"
+
+
+def follow(tokens: Sequence[int], workload: Workload, evidence: DecodeEvidence) -> bool:
+    """Whether the tokens that are reported as decoded follow from the logits that were guarded."""
+    behind = evidence.candidate_logits[len(workload.prompt) - 1 :][: len(tokens)]
+    return list(tokens) == [int(row.argmax()) for row in behind]
+
+
 def what_ran(decoder: Decoder) -> dict[str, object]:
     """Say what computed on what, and of which commit."""
+    return told_of(decoder, decoder.ran())
+
+
+def told_of(decoder: Decoder, ran: Mapping[str, object]) -> dict[str, object]:
+    """Say of what computed (``ran``) which model and numerics it had, and of which commit it is."""
     return {
-        **decoder.ran(),
+        **ran,
         "model": decoder.model.name,
         "model_fingerprint": decoder.model.fingerprint,
         "numerics": decoder.numerics.name,
@@ -260,7 +280,7 @@ class GuardedRun:
         """
         self.decoder.rewind(self.workload.depth)
         seen = self._by_host(step)
-        self._compare(seen)
+        self.compare(seen)
         return seen.milliseconds
 
     def one_pass(self) -> list[float]:
@@ -273,7 +293,7 @@ class GuardedRun:
             seen = self.decoder.timed_pass(self.workload.prompt, len(self.tokens))
         else:
             seen = self._by_host(self.decoder.step)
-        self._compare(seen)
+        self.compare(seen)
         return seen.milliseconds
 
     def _by_host(self, step: Callable[[int], NDArray[np.float32]]) -> TimedPass:
@@ -291,7 +311,15 @@ class GuardedRun:
             rows.append(got)
         return TimedPass(times, chosen, dict(enumerate(rows)))
 
-    def _compare(self, seen: TimedPass) -> None:
+    def compare(self, seen: TimedPass) -> None:
+        """Hold a pass against the guarded one.
+
+        Raises
+        ------
+        Rejected
+            Where a token, or a bit of logits, is another; noted instead in an unguarded run.
+
+        """
         wrong = [
             index
             for index, (took, guarded) in enumerate(zip(seen.tokens, self._chosen, strict=True))
@@ -321,11 +349,11 @@ def restart(decoder: Decoder, cache: Cache | None) -> None:
         decoder.fill_cache(*cache)
 
 
-def _allowed(decoder: Decoder, workload: Workload) -> int:
-    """Weights and the cache of the run's positions, rounded up to 256: what memory is judged by."""
+def cache_allowed(decoder: Decoder, workload: Workload) -> int:
+    """Cache of the run's positions, rounded up to 256: memory is judged by it and the weights."""
     per_position = decoder.cache_bytes // decoder.capacity
     rounded_up = -(-workload.positions // _ROUNDED_UP) * _ROUNDED_UP
-    return decoder.model.weight_bytes + per_position * rounded_up
+    return per_position * rounded_up
 
 
 def seeded_cache(decoder: Decoder, workload: Workload) -> Cache | None:

@@ -6,8 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
 
     from harness.model import Model
 
@@ -62,6 +66,68 @@ def token_traffic(model: Model, backend: str, positions: int) -> Traffic:
     """
     counted = _counted(model, backend, positions)
     return _summed((_READ_BY[name][0], nbytes) for (name, _), nbytes in counted.items())
+
+
+def batch_traffic(
+    model: Model, backend: str, positions: int, sequences: int, distinct: Sequence[float]
+) -> Traffic:
+    """Count one step of several sequences, each of which attends to ``positions`` positions.
+
+    What all of them read alike counts once; experts once for each of the union that they chose; the
+    row of the embedding and the cache for each sequence.
+
+    Parameters
+    ----------
+    model
+        The opened model.
+    backend
+        As it keeps the cache.
+    positions
+        Of each sequence, the present one included.
+    sequences
+        How many.
+    distinct
+        By layer, the experts that any of them chose (``distinct_experts``).
+
+    Raises
+    ------
+    ValueError
+        Where ``distinct`` has not a number for each layer, or one that sequences cannot choose.
+
+    """
+    c = model.config
+    most = min(c.experts, sequences * c.top_k)
+    if len(distinct) != c.layers or not all(c.top_k <= each <= most for each in distinct):
+        raise ValueError(
+            f"distinct experts of {len(distinct)} layers, expected {c.top_k} to {most} in each of "
+            f"{c.layers}"
+        )
+    counted = _counted(model, backend, positions)
+    times = {"embedding": float(sequences), "kv_cache": float(sequences)}
+    terms: Counter[str] = Counter()
+    for (name, layer), nbytes in counted.items():
+        purpose = _READ_BY[name][0]
+        if purpose == "experts" and layer is not None:
+            terms[purpose] += round(nbytes * distinct[layer] / c.top_k)
+        else:
+            terms[purpose] += round(nbytes * times.get(purpose, 1.0))
+    return Traffic(dict(terms))
+
+
+def distinct_experts(chosen: NDArray[np.integer]) -> list[float]:
+    """By layer, how many experts any sequence chose in a step: the mean over steps.
+
+    Parameters
+    ----------
+    chosen
+        Ids, ``[sequences, steps, layers, top_k]``.
+
+    """
+    _, steps, layers, _ = chosen.shape
+    return [
+        sum(np.unique(chosen[:, step, layer]).size for step in range(steps)) / steps
+        for layer in range(layers)
+    ]
 
 
 def family_traffic(model: Model, positions: int) -> Traffic:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
 from harness.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.model.gguf_file import Model
 
 # Ids in Qwen's vocabulary (FACTS: of the project that this one grew out of).
@@ -17,6 +20,7 @@ CANONICAL = {
     "multi_tok_short": (785, 374, 264, 6716),
     "multi_tok_code": (750, 220, 17, 220, 488, 220, 17, 30),
 }
+_STRIDE = 7919  # far enough for neighbouring ids' likeness to end, in a vocabulary of words
 _IDS = re.compile(r"\s*-?\d+\s*(,\s*-?\d+\s*)*")
 _MOST_CHARACTERS = 1 << 20
 _MOST_DIGITS = 20  # of an id: no vocabulary needs them, and int() of many takes long or raises
@@ -53,6 +57,27 @@ def parse_prompt(text: str, model: Model) -> list[int]:
             f"{model.config.context_length}; give a shorter one"
         )
     return ids
+
+
+def distinct_prompts(prompt: Sequence[int], count: int, vocab: int) -> list[list[int]]:
+    """``count`` prompts of one length: the given one, and others that differ from it everywhere.
+
+    The n-th has each id moved on by n strides around the vocabulary, so that the sequences choose
+    experts of their own; the same for the same prompt.
+
+    Raises
+    ------
+    BadInput
+        For more prompts than the vocabulary has tokens.
+
+    """
+    if count > vocab:
+        raise BadInput(
+            f"{count} different prompts were asked for, but the vocabulary has {vocab} tokens; ask "
+            "for fewer sequences"
+        )
+    stride = next(n for n in range(_STRIDE, _STRIDE + vocab + 1) if math.gcd(n, vocab) == 1)
+    return [[(token + number * stride) % vocab for token in prompt] for number in range(count)]
 
 
 def _id(item: str, text: str, model: Model) -> int:

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.draw.chart import Box, Chart, Line, Mark, draw, legend, line_keys
-from harness.draw.drawing import Drawing
 from harness.errors import BadInput
+from harness.report.curve import Names, Point, curve, heading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,9 +15,12 @@ if TYPE_CHECKING:
     from harness.report.model import Report
     from harness.report.sidecars import Decode
 
-_WIDTH, _HEIGHT, _MARGIN = 760, 420, 28
-_BOX = Box(_MARGIN + 32, 112, _WIDTH - _MARGIN, _HEIGHT - 52)
-_SHORT = 8
+_NAMES = Names(
+    "Time of a token over depth",
+    "ms/token",
+    "positions cached before, logarithmic; 0 set apart",
+    "measured, and times the floor",
+)
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,25 @@ def depth_picture(report: Report, machine: str, benchmark: str) -> str:
         Where the report has none whose bandwidth was measured.
 
     """
-    decodes = [
-        decode
-        for each in report.machines
-        if each.name == machine
-        for decode in each.decodes
-        if decode.origin.benchmark.startswith(f"{benchmark} ")
-    ]
+    decodes = newest_decodes(report, machine, benchmark)
     points = [point for decode in decodes if (point := _point(decode)) is not None]
     if not points:
         raise BadInput(
             f"no accepted decode of {benchmark} on {machine} in results/ with a share of the read "
             "bandwidth; asv run makes some"
         )
-    return depth_curve(points, _heading(decodes))
+    return depth_curve(points, heading(decodes))
+
+
+def newest_decodes(report: Report, machine: str, benchmark: str) -> list[Decode]:
+    """Accepted decodes of a benchmark on a machine, the newest of each choice of parameters."""
+    return [
+        decode
+        for each in report.machines
+        if each.name == machine
+        for decode in each.decodes
+        if decode.origin.benchmark.startswith(f"{benchmark} ")
+    ]
 
 
 def depth_curve(points: Sequence[DepthPoint], ran: str) -> str:
@@ -66,17 +73,18 @@ def depth_curve(points: Sequence[DepthPoint], ran: str) -> str:
     """
     points = sorted(points, key=lambda point: point.depth)
     across = _across([point.depth for point in points])
-    measured = Line("measured, and times the floor", [_measured(across, each) for each in points])
-    floor = Line("floor: bytes / read bandwidth", [_floor(across, each) for each in points])
-    places = [(across[point.depth], f"{point.depth:,}") for point in points]
-    drawing = Drawing(_WIDTH, _HEIGHT, f"Time of a token over depth: {ran}")
-    drawing.text(_MARGIN, 36, "Time of a token over depth", size=17, bold=True)
-    drawing.text(_MARGIN, 56, ran, colour="quiet")
-    drawing.text(_MARGIN, 88, "ms/token", colour="quiet")
-    legend(drawing, _WIDTH - _MARGIN, 88, line_keys(drawing, (measured, floor)))
-    below = "positions cached before, logarithmic; 0 set apart"
-    draw(drawing, Chart((measured, floor), places, below, from_zero=True), _BOX)
-    return drawing.render()
+    shown = [
+        Point(
+            across[point.depth],
+            point.ms,
+            point.floor_ms,
+            f"{point.depth:,}",
+            f"{point.depth:,} cached",
+            "",
+        )
+        for point in points
+    ]
+    return curve(shown, _NAMES, ran)
 
 
 def _point(decode: Decode) -> DepthPoint | None:
@@ -93,26 +101,3 @@ def _across(depths: Sequence[int]) -> dict[int, float]:
     steps = max(1, len(places) - 1)
     first, last = (end(places.values(), default=0.0) for end in (min, max))
     return {0: first - ((last - first) / steps or 1.0)} | places
-
-
-def _measured(across: dict[int, float], point: DepthPoint) -> Mark:
-    times = point.ms / point.floor_ms
-    told = f"{point.depth:,} cached: {point.ms:.3f} ms/token, {times:.2f} times the floor"
-    return Mark(across[point.depth], point.ms, told, word=f"{point.ms:.2f}, {times:.1f} ×")
-
-
-def _floor(across: dict[int, float], point: DepthPoint) -> Mark:
-    told = f"{point.depth:,} cached: floor {point.floor_ms:.3f} ms/token"
-    return Mark(across[point.depth], point.floor_ms, told, word=f"{point.floor_ms:.2f}")
-
-
-def _heading(decodes: Sequence[Decode]) -> str:
-    """Say what ran: all of it, where the newest figures of the depths are of several commits."""
-    said = (
-        {decode.model for decode in decodes},
-        {f"on {decode.origin.device}" for decode in decodes},
-        {decode.numerics for decode in decodes},
-        {decode.origin.commit[:_SHORT] for decode in decodes},
-    )
-    model, *rest = (" and ".join(sorted(each)) for each in said)
-    return f"{model} {', '.join(rest)}"

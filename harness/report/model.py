@@ -11,7 +11,16 @@ from harness.meter.sidecar import ENDING
 from harness.report.contract import judged_contracts
 from harness.report.fields import Damaged, read_fields
 from harness.report.series import Series, collect, read_benchmarks, read_result
-from harness.report.sidecars import Decode, Kernel, Origin, Parity, Peer, Rejection, read_sidecar
+from harness.report.sidecars import (
+    Batch,
+    Decode,
+    Kernel,
+    Origin,
+    Parity,
+    Peer,
+    Rejection,
+    read_sidecar,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +35,7 @@ _LONG_AGO = dt.datetime.min.replace(tzinfo=dt.UTC)
 _SHORT = 8
 _NO_GPU = "no GPU"
 
-AnyRecord = TypeVar("AnyRecord", Decode, Parity, Kernel, Peer, Rejection)
+AnyRecord = TypeVar("AnyRecord", Decode, Batch, Parity, Kernel, Peer, Rejection)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Machine:
     ----------
     name, title, detail
         asv's name for it; its GPU, or else its processor; what else is known of it.
-    decodes, parities, kernels, peers
+    decodes, batches, parities, kernels, peers
         Newest of each benchmark.
     overtaken
         Benchmarks whose newest run was rejected: their figures here are older.
@@ -50,6 +59,7 @@ class Machine:
     title: str
     detail: str
     decodes: tuple[Decode, ...]
+    batches: tuple[Batch, ...]
     parities: tuple[Parity, ...]
     kernels: tuple[Kernel, ...]
     peers: tuple[Peer, ...]
@@ -220,6 +230,7 @@ def _machine(
         title=title,
         detail=detail,
         decodes=_newest(records, Decode),
+        batches=_newest(records, Batch),
         parities=_newest(records, Parity),
         kernels=_newest(records, Kernel),
         peers=_newest(records, Peer),

@@ -23,7 +23,11 @@ _SHORT = 8
 _MOST_REASONS = 20
 _OURS = "decode.Qwen3MoeDecode"  # what the peers decode, too
 _PEERS = "peers."
-_DRAWN = (("ms_per_token", "ms/token", True), ("tokens_per_second", "tok/s", False))  # watched?
+_DRAWN = (
+    ("ms_per_token", "ms/token", True),
+    ("ms_per_step", "ms/step", True),
+    ("tokens_per_second", "tok/s", False),
+)  # watched?
 _STATES = {"met": "good", "failed": "bad", "open": "open"}
 
 
@@ -32,7 +36,7 @@ def summary(report: Report) -> str:
     figures = sum(
         len(each)
         for machine in report.machines
-        for each in (machine.decodes, machine.parities, machine.kernels)
+        for each in (machine.decodes, machine.batches, machine.parities, machine.kernels)
     )
     newest = f", the newest measured {_day(report.newest)}" if report.newest else ""
     return (
@@ -54,8 +58,8 @@ def unreadable(report: Report) -> Markup | None:
 
 
 def figures(report: Report) -> Markup:
-    """A card for each machine, then every decode in a table."""
-    if not any(machine.decodes for machine in report.machines):
+    """A card for each machine, then every decode in a table, then batches."""
+    if not any(machine.decodes or machine.batches for machine in report.machines):
         return _nothing("No accepted decode in results/ yet: asv run writes them.")
     cards = (
         _card(machine, max(machine.decodes, key=_headline))
@@ -63,7 +67,8 @@ def figures(report: Report) -> Markup:
         if machine.decodes
     )
     tables = (_decodes(machine) for machine in report.machines if machine.decodes)
-    return join(tag("div", *cards, class_="cards"), *tables)
+    batches = (_batches(machine) for machine in report.machines if machine.batches)
+    return join(tag("div", *cards, class_="cards"), *tables, *batches)
 
 
 def _headline(decode: Decode) -> tuple[bool, int]:
@@ -122,6 +127,36 @@ def _decodes(machine: Machine) -> Markup:
         *("#worst cosine", "numerics", "commit"),
     )
     return _table(machine.title, heads, rows)
+
+
+def _batches(machine: Machine) -> Markup:
+    rows = [
+        tag(
+            "tr",
+            tag(
+                "th",
+                tag("code", batch.origin.benchmark),
+                _overtaken(machine, batch.origin),
+                scope="row",
+            ),
+            _number(f"{batch.size}"),
+            _number(f"{batch.ms_median:.4g}"),
+            _number(f"{batch.ms_p99:.4g}"),
+            _number(f"{batch.tokens_per_second:.4g}"),
+            _number(f"{batch.distinct_experts:.1f}"),
+            _number(_percent(batch.roofline_fraction)),
+            _number(f"{batch.peak_bytes / 1e9:.3g}"),
+            _number("–" if batch.joules_per_token is None else f"{batch.joules_per_token:.3g}"),
+            tag("td", batch.numerics),
+            tag("td", _commit(batch.origin)),
+        )
+        for batch in machine.batches
+    ]
+    heads = (
+        *("several at once", "#sequences", "#ms/step", "#p99", "#tok/s", "#experts of a layer"),
+        *("#bandwidth", "#peak GB", "#J/token", "numerics", "commit"),
+    )
+    return _table(f"{machine.title}: sequences at once", heads, rows)
 
 
 def over_commits(report: Report) -> Markup:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DECODE, _PARITY, _PEER = (f"moe-harness/{kind}/1" for kind in ("decode", "parity", "peer"))
+_BATCH = "moe-harness/batch/1"
 _FAMILIES = "moe-harness/families/1"
 _UNKNOWN = "unknown"
 
@@ -79,6 +80,28 @@ class Decode:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Guarded sequences, decoded at once; times in ms/step, tokens/s of all of them together.
+
+    ``distinct_experts`` are those of a layer that any sequence chose in a step, the mean.
+    """
+
+    origin: Origin
+    model: str
+    numerics: str
+    size: int
+    depth: int
+    ms_median: float
+    ms_p99: float
+    tokens_per_second: float
+    peak_bytes: float
+    memory_share: float
+    roofline_fraction: float
+    distinct_experts: float
+    joules_per_token: float | None
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A guarded kernel by itself, cold; ``bandwidth`` is the machine's, in bytes/s."""
 
@@ -115,7 +138,7 @@ class Rejection:
     planted: str | None
 
 
-Record: TypeAlias = Decode | Parity | Kernel | Peer | Rejection
+Record: TypeAlias = Decode | Batch | Parity | Kernel | Peer | Rejection
 
 
 def read_sidecar(path: Path, commit_dates: Mapping[str, dt.datetime]) -> list[Record]:
@@ -135,6 +158,7 @@ def read_sidecar(path: Path, commit_dates: Mapping[str, dt.datetime]) -> list[Re
         return _families(path, data, commit_dates)
     readers: dict[str, Callable[[Origin, Fields], Record]] = {
         _DECODE: _decode,
+        _BATCH: _batch,
         _PARITY: _parity,
         _PEER: _peer,
     }
@@ -198,6 +222,29 @@ def _decode(origin: Origin, data: Fields) -> Decode:
         roofline_fraction=data.positive(share) if share in data else None,
         bytes_per_token=data.positive("bytes_per_token"),
         parity=_parity(origin, data.child("evidence")),
+    )
+
+
+def _batch(origin: Origin, data: Fields) -> Batch:
+    ran, time, memory = (data.child(name) for name in ("ran", "ms_per_step", "memory"))
+    energy, size = "energy_joules_per_token", int(data.positive("batch"))
+    guarded = data.child("evidence").children("sequences")
+    if len(guarded) != size or not all(each.child("verdict").flag("accepted") for each in guarded):
+        raise Damaged(f"evidence.sequences: found no accepted evidence of each of {size} sequences")
+    return Batch(
+        origin=origin,
+        model=ran.text("model"),
+        numerics=ran.text("numerics"),
+        size=size,
+        depth=int(data.child("workload").number("depth")),
+        ms_median=time.positive("median"),
+        ms_p99=time.positive("p99"),
+        tokens_per_second=data.positive("tokens_per_second"),
+        peak_bytes=memory.positive("peak_bytes"),
+        memory_share=memory.positive("share"),
+        roofline_fraction=data.positive("roofline_fraction"),
+        distinct_experts=data.child("distinct_experts").positive("mean"),
+        joules_per_token=data.positive(energy) if energy in data else None,
     )
 
 

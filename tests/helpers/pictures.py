@@ -15,6 +15,7 @@ from harness.profile import Profile
 from harness.profile.recording import read_recording
 from harness.profile.roofline import roofline
 from harness.profile.timeline import timeline
+from harness.report.batch import batch_picture
 from harness.report.command import write_report
 from harness.report.depth import depth_picture
 from harness.report.model import gather
@@ -26,14 +27,17 @@ _SIZES = {
 }
 _BENCHMARK = "decode.EmbeddedDecode.track_ms_per_token"
 _GPU = "nvidia-h200", "decode.Qwen3MoeDecode"
+_BATCHES = "decode.Qwen3MoeBatch"
 _RECORDING = ROOT / "tests" / "profile" / "recordings" / "h200.json"
 
 
 def drawn():
     """The pictures that are files of their own, by name."""
     profile = Profile(read_recording(_RECORDING))
+    report = gather(ROOT / "results")
     return {
-        "depth.svg": depth_picture(gather(ROOT / "results"), *_GPU),
+        "batch.svg": batch_picture(report, *_GPU, _BATCHES),
+        "depth.svg": depth_picture(report, *_GPU),
         "profile-roofline.svg": roofline(profile),
         "profile-timeline.svg": timeline(profile),
     }

@@ -14,7 +14,7 @@ from harness.backends.cuda.family_clock import FamilyClock
 from harness.backends.cuda.forward import POSITION, TOKEN, Forward
 from harness.backends.cuda.gpu import Gpu, open_gpu, translated
 from harness.backends.cuda.graph import Graph
-from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, upload
+from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, poison_f32, upload
 from harness.backends.cuda.shape import check_shape
 from harness.backends.cuda.trace import Trace
 from harness.backends.cuda.weights import DeviceWeights, Held
@@ -32,12 +32,16 @@ if TYPE_CHECKING:
     from harness.model import Config, Model
     from harness.numerics import Numerics
     from harness.stages import Capture
+    from kernels.compiler import Program
 
     Floats = NDArray[np.float32]
 
 # Faults that this backend can be told to plant: in its kernels, or here.
 _CACHED_OUTPUT = "cached_output"
 PLANTS = (*(plant for family in FAMILIES for plant in family.plants), _CACHED_OUTPUT)
+
+# Bytes beside weights and cache: of a decoder, and of each further sequence.
+_SCRATCH, _SCRATCH_OF_ANOTHER = 64 << 20, 8 << 20
 
 
 class CudaDecoder:
@@ -60,8 +64,13 @@ class CudaDecoder:
         Which GPU.
     plant
         A fault to plant (``PLANTS``), None for none.
-    weights
-        Those of a sibling; uploaded unless given.
+    weights, program
+        A sibling's, and its kernels if it is of this numerics; uploaded and loaded unless given.
+
+    Attributes
+    ----------
+    stream
+        PyCUDA's, that everything is launched on.
 
     Raises
     ------
@@ -84,6 +93,7 @@ class CudaDecoder:
         device: int = 0,
         plant: str | None = None,
         weights: DeviceWeights | None = None,
+        program: Program | None = None,
     ) -> None:
         if capacity < 1:
             raise BadInput(f"a cache of {capacity} positions, expected at least 1")
@@ -93,15 +103,15 @@ class CudaDecoder:
         self.model, self.numerics, self.capacity = model, numerics, capacity
         self.device, self.device_id = self.gpu.name, self.gpu.uuid
         self.position = 0
-        self.cache_bytes = _cache_bytes(model.config, capacity)
-        self._plant = plant
+        self.cache_bytes = cache_bytes(model.config, capacity)
+        self._plant, self._program = plant, program
         self._before: Floats | None = None
-        self._memory = DeviceMemory()
+        self._memory, self._traced = DeviceMemory(), DeviceMemory()
         self._weights = weights
         self._held: Held | None = None
         self._graphs: dict[str, Graph] = {}
         check_shape(model.config, self.gpu, numerics.activation, tiles=_has_tiles(numerics))
-        _check_room(0 if weights else model.weight_bytes, self.gpu, self.cache_bytes)
+        check_room(self.gpu, 0 if weights else model.weight_bytes, self.cache_bytes)
         try:
             with translated("opening the decoder"):
                 self._open(plant)
@@ -113,15 +123,15 @@ class CudaDecoder:
         from pycuda import driver  # noqa: PLC0415 - an extra
 
         c = self.model.config
-        self._stream = driver.Stream()
-        heads = Heads(c.head_dim, c.heads // c.kv_heads)
-        program = self.gpu.program(variant_of(self.numerics, plant), heads)
+        self.stream = driver.Stream()
+        if self._program is None:
+            heads = Heads(c.head_dim, c.heads // c.kv_heads)
+            self._program = self.gpu.program(variant_of(self.numerics, plant), heads)
+        program = self._program
         if self._weights is None:
             self._weights = DeviceWeights(self.model, program, tiles=_has_tiles(self.numerics))
         self._held = self._weights.hold()
-        self._forward = Forward(
-            c, program, self._weights, self._memory, self.capacity, self._stream
-        )
+        self._forward = Forward(c, program, self._weights, self._memory, self.capacity, self.stream)
         self._trace: Trace | None = None
         self._forced = 0  # address of teacher-forced inputs, once there are some
         self._staging = driver.pagelocked_empty(c.vocab, np.float32)
@@ -154,23 +164,21 @@ class CudaDecoder:
     ) -> Floats:
         traced = capture is not None or forced is not None
         if traced and self._trace is None:
-            self._trace = Trace(self.model.config, self._memory)
+            self._trace = Trace(self.model.config, self._traced)
         if self._trace is not None and traced:
             self._trace.poison()
         if forced is not None:
             if not self._forced:
-                self._forced = self._memory.floats(forced.size, "trace")
+                self._forced = self._traced.floats(forced.size, "trace")
             upload(self._forced, forced.astype(np.float32, copy=False))
-        upload(self._forward.state + TOKEN, np.array([token], dtype=np.int32))
+        self.put(token)
         graph = self._graph("forced" if forced is not None else "traced" if traced else "plain")
-        graph.replay(self._stream)
-        self._stream.synchronize()
-        download(self._forward.logits, self._staging)
-        logits = self._shown(self._staging.copy())
+        graph.replay(self.stream)
+        self.stream.synchronize()
+        logits = self.taken()
         if capture is not None and self._trace is not None:
             self._trace.read(capture)
             capture.put("lm_head", None, logits)
-        self.position += 1
         return logits
 
     def generate(self, prompt: Sequence[int], count: int) -> list[int]:
@@ -187,10 +195,10 @@ class CudaDecoder:
             raise BadInput(f"the cache is full at {self.capacity} positions; ask for a larger one")
         with translated("generating"):
             for _ in range(count - 1):
-                self._graph("plain").replay(self._stream)
-            self._stream.synchronize()
+                self._graph("plain").replay(self.stream)
+            self.stream.synchronize()
         self.position = start + max(0, count - 1)
-        return self._chosen(start - 1, count)
+        return self.chosen(start - 1, count)
 
     def timed_pass(self, prompt: Sequence[int], count: int) -> TimedPass:
         """Decode ``prompt``, then ``count`` tokens of the device's own choosing, timed by events.
@@ -207,15 +215,14 @@ class CudaDecoder:
         graph = self._graph("plain")
         events = [driver.Event() for _ in range(count + 1)]
         with translated("decoding against the clock"):
-            events[0].record(self._stream)
+            events[0].record(self.stream)
             for event in events[1:]:
-                graph.replay(self._stream)
-                event.record(self._stream)
-            self._stream.synchronize()
+                graph.replay(self.stream)
+                event.record(self.stream)
+            self.stream.synchronize()
             times = [float(b.time_since(a)) for a, b in pairwise(events)]
         self.position = start + count
-        download(self._forward.logits, self._staging)
-        return TimedPass(times, self._chosen(start - 1, count + 1), {count: self._staging.copy()})
+        return TimedPass(times, self.chosen(start - 1, count + 1), {count: self.logits()})
 
     def fill_cache(self, keys: Floats, values: Floats) -> None:
         """Fill the cache from position 0 (``harness.decoder.Decoder.fill_cache``)."""
@@ -234,23 +241,34 @@ class CudaDecoder:
             raise ValueError("no step was made: there is none to repeat")
         return FamilyClock(
             self._forward,
-            self._stream,
+            self.stream,
             position=self.position - 1,
             token=token,
             capacity=self.capacity,
             overlapped=self.gpu.overlaps,
         )
 
-    def sibling(self, capacity: int, numerics: Numerics | None = None) -> CudaDecoder:
+    def sibling(
+        self, capacity: int, numerics: Numerics | None = None, plant: str | None = None
+    ) -> CudaDecoder:
         """Open another decoder on the same weights (``harness.decoder.Decoder.sibling``).
 
-        Of another numerics, where one is given that reads weights of the same form.
+        Of another numerics, where one is given that reads weights of the same form; with this one's
+        fault, or with ``plant``.
         """
-        numerics = numerics or self.numerics
+        numerics, plant = numerics or self.numerics, plant or self._plant
         if not self.shares_weights_with(numerics):
             raise ValueError(f"{numerics.name} and {self.numerics.name} share no weights")
+        # Loaded once for all: each copy of the kernels takes memory of the GPU.
+        same = (numerics, plant) == (self.numerics, self._plant)
         return CudaDecoder(
-            self.model, numerics, capacity, self.gpu.ordinal, self._plant, weights=self._on_device
+            self.model,
+            numerics,
+            capacity,
+            self.gpu.ordinal,
+            plant,
+            weights=self._on_device,
+            program=self._program if same else None,
         )
 
     def shares_weights_with(self, numerics: Numerics) -> bool:
@@ -266,26 +284,85 @@ class CudaDecoder:
     def ran(self) -> dict[str, object]:
         """Say what computes."""
         return {
+            **self.ran_on(),
+            "graph_nodes": self._graph("plain").nodes,
+            "memory_by_purpose": {**self.weights_memory, **self.own_memory},
+        }
+
+    def ran_on(self) -> dict[str, object]:
+        """Say what computes, but for graphs and memory."""
+        return {
             "backend": self.backend,
             "device": self.device,
             "device_id": self.device_id,
             **self.gpu.to_json(),
             "numerics": self.numerics.name,
             "cache": self.numerics.cache,
-            "graph_nodes": self._graph("plain").nodes,
-            "memory_by_purpose": {**self._on_device.by_purpose, **self._memory.by_purpose},
             "source_hash": gpu_source_hash(),
         }
 
+    @property
+    def own_memory(self) -> dict[str, int]:
+        """Bytes by purpose that this decoder took by itself."""
+        return {**self._memory.by_purpose, **self._traced.by_purpose}
+
+    @property
+    def weights_memory(self) -> dict[str, int]:
+        """Bytes of the weights by quant format, whoever shares them."""
+        return dict(self._on_device.by_purpose)
+
     def close(self) -> None:
         """Free all device memory."""
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+        self.let_go()
         self._memory.free()
         if self._held is not None:
             self._held.release()
             self._held = None
+
+    # -- one of several sequences (``harness.backends.cuda.batch``) ------------------------------
+
+    def put(self, token: int) -> None:
+        """Say which token comes next."""
+        upload(self._forward.state + TOKEN, np.array([token], dtype=np.int32))
+
+    def launch(self) -> None:
+        """Launch the next token's kernels on ``stream``, which is being captured."""
+        self._forward.token()
+
+    def taken(self) -> Floats:
+        """Take the logits of a token that has been decoded, and count it; float32 ``[vocab]``."""
+        self.position += 1
+        return self._shown(self.logits())
+
+    def logits(self) -> Floats:
+        """Download the last token's logits, float32 ``[vocab]``."""
+        download(self._forward.logits, self._staging)
+        copy: Floats = self._staging.copy()
+        return copy
+
+    def poison(self, count: int) -> None:
+        """Spoil what the next ``count`` tokens are to leave: their logits, and what is chosen."""
+        poison_f32(self._forward.logits, self.model.config.vocab)
+        absent = np.full(count, -1, dtype=np.int32)
+        upload(self._forward.tokens + 4 * self.position, absent)
+
+    def moved(self, count: int) -> None:
+        """Count tokens that the device has decoded by itself."""
+        self.position += count
+
+    def chosen(self, first: int, count: int) -> list[int]:
+        """Tokens that the device chose at ``count`` positions from ``first`` on."""
+        tokens = np.empty(count, dtype=np.int32)
+        download(self._forward.tokens + 4 * first, tokens)
+        return [int(token) for token in tokens]
+
+    def let_go(self) -> None:
+        """Free what tracing took, and all graphs; they are made anew when they are asked for."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._traced.free()
+        self._trace, self._forced = None, 0
 
     # -- graphs --------------------------------------------------------------------------------
 
@@ -293,7 +370,7 @@ class CudaDecoder:
         if kind not in self._graphs:
             graph = Graph(overlapped=self.gpu.overlaps)
             trace = None if kind == "plain" else self._trace
-            with graph.captured(self._stream):
+            with graph.captured(self.stream):
                 self._forward.token(trace, self._forced if kind == "forced" else 0)
             self._graphs[kind] = graph
         return self._graphs[kind]
@@ -303,7 +380,7 @@ class CudaDecoder:
 
         def wait(name: str) -> None:
             with translated(f"in kernel {name} {self._forward.place}"):
-                self._stream.synchronize()
+                self.stream.synchronize()
 
         for kernel in self._forward.kernels:
             kernel.after = wait
@@ -319,12 +396,6 @@ class CudaDecoder:
     def _go_to(self, position: int) -> None:
         upload(self._forward.state + POSITION, np.array([position], dtype=np.int32))
         self.position, self._before = position, None
-
-    def _chosen(self, first: int, count: int) -> list[int]:
-        """Tokens that the device chose at ``count`` positions from ``first`` on."""
-        tokens = np.empty(count, dtype=np.int32)
-        download(self._forward.tokens + 4 * first, tokens)
-        return [int(token) for token in tokens]
 
     def _shown(self, logits: Floats) -> Floats:
         """What a step returns: the logits, unless that fault is planted."""
@@ -360,17 +431,27 @@ def gpu_source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_bytes(config: Config, capacity: int) -> int:
+def cache_bytes(config: Config, capacity: int) -> int:
+    """Bytes of the KV cache of one sequence."""
     return 2 * 2 * config.layers * capacity * config.kv_width
 
 
-def _check_room(weights: int, gpu: Gpu, cache: int) -> None:
-    """Say how much is needed before anything is uploaded."""
-    scratch = 64 << 20
-    needed, free = weights + cache + scratch, gpu.free_bytes()
+def check_room(gpu: Gpu, weights: int, cache: int, sequences: int = 1) -> None:
+    """Say how much is needed before anything is uploaded; ``cache`` is of one sequence.
+
+    Raises
+    ------
+    BadInput
+        Where the GPU has less free.
+
+    """
+    needed = weights + sequences * cache + _SCRATCH + (sequences - 1) * _SCRATCH_OF_ANOTHER
+    free = gpu.free_bytes()
     if needed > free:
+        several = "" if sequences == 1 else f" of {sequences} sequences"
+        fewer = "" if sequences == 1 else ", fewer sequences"
         raise BadInput(
             f"{gpu.name} has {free / 1e9:.2f} GB free, but {needed / 1e9:.2f} GB are needed "
-            f"({weights / 1e9:.2f} weights, {cache / 1e9:.2f} KV cache); use a larger "
-            "GPU or a shorter context"
+            f"({weights / 1e9:.2f} weights, {sequences * cache / 1e9:.2f} KV cache{several}); use "
+            f"a larger GPU{fewer} or a shorter context"
         )

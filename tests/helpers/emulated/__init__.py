@@ -7,6 +7,7 @@ launchers and kernels are those that run on a GPU. Times from here are never a m
 
 import ctypes
 import hashlib
+import itertools
 import platform
 import re
 import shutil
@@ -157,30 +158,40 @@ class Stream:
 
 
 class EmulatedGraph:
-    """What a stream was given, to be done again."""
+    """What streams were given, to be done again: of several, now one's and now another's."""
 
     def __init__(self, *, overlapped=False):
         del overlapped
-        self._work = []
+        self._branches = []
 
     @contextmanager
-    def captured(self, stream):
-        stream.captured = self._work
+    def captured(self, stream, beside=()):
+        streams = [stream, *beside]
+        for each in streams:
+            each.captured = []
+        self._branches = [each.captured for each in streams]
         try:
             yield
         finally:
-            stream.captured = None
+            for each in streams:
+                each.captured = None
 
     @property
     def nodes(self):
-        return len(self._work)
+        return sum(map(len, self._branches))
+
+    @property
+    def branches(self):
+        return len(self._branches)
 
     def replay(self, stream):
-        for work in self._work:
-            stream.do(work)
+        for works in itertools.zip_longest(*self._branches):
+            for work in works:
+                if work is not None:
+                    stream.do(work)
 
     def close(self):
-        self._work = []
+        self._branches = []
 
 
 class Event:
@@ -280,6 +291,8 @@ def installed(cache):
         mock.patch.dict(sys.modules, {"pycuda": pycuda, "pycuda.driver": driver}),
         mock.patch("harness.backends.cuda.decoder.open_gpu", return_value=here),
         mock.patch("harness.backends.cuda.decoder.Graph", EmulatedGraph),
+        mock.patch("harness.backends.cuda.batch.Graph", EmulatedGraph),
+        mock.patch("harness.backends.cuda.batch.open_gpu", return_value=here),
         mock.patch("harness.backends.cuda.family_clock.Graph", EmulatedGraph),
     ):
         yield here
