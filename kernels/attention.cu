@@ -20,7 +20,7 @@ struct AttendArgs {
   const State* state;
   __half* keys;           // this layer's, [capacity, kv_heads, head_dim]
   __half* values;
-  float* partial;         // [kv_heads, subgroups, splits, kHeads, kRecord]
+  float* partial;         // [kv_heads, subgroups, splits, kRecord]
   unsigned* arrived;      // [heads], zero between launches
   float* mixed;           // [heads, head_dim]
   float* trace_q;         // [heads, head_dim], or null
@@ -30,38 +30,42 @@ struct AttendArgs {
 };
 static_assert(sizeof(AttendArgs) == ATTEND_ARGS_BYTES, "differs from kernels/attention.py");
 
-// A block takes a chunk of positions, a warp every fourth tile of it, with a running softmax of its
-// own (flash decoding). Warps meet in shared memory, blocks in the warp that arrives last. How many
-// chunks there are depends on the position alone, so a rerun adds in the same order.
+// A block takes a chunk of positions, kBlockTile of them at a time: a warp weighs kTile of them for all
+// heads, then, as weights have met in shared memory, adds up its own dimensions over them all, so that
+// no sums of warps are to be merged. The softmax is a running one (flash decoding); blocks meet in the
+// one that arrives last. How many chunks there are depends on the position alone, so a rerun adds in
+// the same order.
 //
-// A tile's keys and values lie in registers, as the loads of 16 bytes bring them: a score is a sum
-// over dimensions and an output one over positions, so both operands may be permuted alike. With
-// g = lane / 4 and t = lane % 4, a lane holds of a tile
-//   keys    of positions g, g + 8, ...: the chunks (of 8 dimensions) t, t + 4, ...;
-//   values  of positions 2 t, 2 t + 1, 2 t + 8, 2 t + 9, ...: the chunks g, g + 8, ...;
-//   scores  of head g, at the positions of its values: they are the next product's operand as they lie;
-//   sums    of heads 2 t and 2 t + 1, the dimensions of its values.
+// Keys lie in registers, as loads of 16 bytes bring them: a score is a sum over dimensions, so both of
+// its operands may be permuted alike. Values lie in shared memory, whose tiles are under way long
+// before they are wanted. With g = lane / 4 and t = lane % 4, a lane holds
+//   keys    of positions g and g + 8: the chunks (of 8 dimensions) t, t + 4, ...;
+//   scores  of head g, at positions 2 t, 2 t + 1, 2 t + 8, 2 t + 9: the next product's operand as they lie;
+//   sums    of heads 2 t and 2 t + 1, dimensions 2 g and 2 g + 1 of every sixteen that are its warp's.
 constexpr int kHalf = HEAD_DIM / 2;
 constexpr int kHeads = GROUP < 8 ? GROUP : 8;       // of a block
 constexpr int kColumns = 8;                         // heads that a tensor core takes
-constexpr int kBlockWarps = 4;                      // few, so that each has registers for a long tile
+constexpr int kBlockWarps = HEAD_DIM <= 128 ? 8 : 4;
 constexpr int kBlockThreads = 32 * kBlockWarps;
-constexpr int kWarpHeads = (kHeads + kBlockWarps - 1) / kBlockWarps;  // that a warp merges
-// Two blocks share a multiprocessor, or one and another kernel's, where the shape lets them.
+// Blocks that a multiprocessor should hold, which bounds their registers: this one and another kernel's.
 constexpr int kBlocks = HEAD_DIM <= 128 ? 2 : 1;
-constexpr int kTile = HEAD_DIM <= 128 ? 32 : 16;    // positions that a warp takes at a time
+constexpr int kTile = 16;                           // positions that a warp weighs at a time
 constexpr int kBlockTile = kBlockWarps * kTile;
-constexpr int kUnsplit = 512;                       // positions up to which one block takes them all
+constexpr int kSlots = HEAD_DIM <= 256 ? 2 : 1;     // tiles of values in shared memory
+constexpr int kUnsplit = 256;                       // positions up to which one block takes them all
+constexpr int kLeast = 128;                         // positions of a chunk, at least, beyond these
 constexpr int kChunks = (HEAD_DIM + 7) / 8;         // of 8 dimensions, 16 bytes
 constexpr int kKeyLoads = (kChunks + 3) / 4;        // chunks of a position that a lane holds
-constexpr int kValueLoads = (kChunks + 7) / 8;
-constexpr int kAhead = 3;                           // tiles that are on their way into the L2
-constexpr int kUnits = 16 * kValueLoads;            // of 4 sums of a head, as they are merged
-constexpr int kTurns = (kUnits + 31) / 32;          // units of a lane
-constexpr int kRecord = 4 * kUnits + 4;             // sums, the largest score, the sum of the weights
-// Strides in shared memory at which a quarter of a warp meets every bank once.
-constexpr int kQueryChunks = 4 * kKeyLoads + (kKeyLoads % 2 ? 0 : 4);
-constexpr int kSumsStride = 4 * kUnits + 8;
+constexpr int kRowTiles = (HEAD_DIM + 15) / 16;     // of 16 dimensions, which a product takes
+constexpr int kOwn = (kRowTiles + kBlockWarps - 1) / kBlockWarps;  // that a warp adds up
+constexpr int kRecord = 128 * kRowTiles + 2 * kColumns;  // sums, largest scores, sums of the weights
+// Strides in shared memory at which a warp, or a quarter of it, meets every bank once.
+constexpr int kQueryFours = 8 * kKeyLoads + 1;  // of 4 dimensions, both limbs
+constexpr int kValueChunks = 2 * kRowTiles + 1;
+constexpr int kSlot = kBlockTile * kValueChunks;
+// Records that are copied at a time to where the values were.
+constexpr int kFitting = kSlots * kSlot / (32 * kRowTiles);
+constexpr int kMerged = kFitting < 8 ? kFitting : kFitting < 16 ? 8 : 16;
 
 // Weights are at most 1. Multiplied by 2 to this power, those that matter have both limbs in f16's
 // range.
@@ -87,34 +91,38 @@ __device__ inline uint4 read_chunk(const __half* from, int left) {
   return read;
 }
 
-__device__ inline unsigned word(const uint4& of, int index) {
-  return index == 0 ? of.x : index == 1 ? of.y : index == 2 ? of.z : of.w;
+// Sixteen bytes from global to shared memory, without a register and past the L1.
+__device__ inline void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
 }
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until no more than PENDING of this thread's last commits are under way.
+template <int PENDING>
+__device__ inline void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
-// What a lane holds of a tile of keys or of values: some chunks of some positions.
-template <bool KEYS>
-struct Tile {
-  static constexpr int kPositions = KEYS ? kTile / 8 : kTile / 4;
-  static constexpr int kStep = KEYS ? 4 : 8;  // from a lane's chunk to its next
-  static constexpr int kLoads = KEYS ? kKeyLoads : kValueLoads;
-  uint4 chunk[kPositions][kLoads];
+// A key-value head of the cache: its first position, and which there are.
+struct Cached {
+  const __half* head;
+  int row;     // values from a position to the next
+  int filled;  // positions that can be read
+  int last;    // the position that comes from qkv, not from here
 
-  // The i-th of this lane's positions, in the tile.
-  __device__ static int position(int i) {
-    return KEYS ? lane_id() / 4 + 8 * i : 2 * (lane_id() % 4) + i % 2 + 8 * (i / 2);
-  }
-  __device__ static int first_chunk() { return KEYS ? lane_id() % 4 : lane_id() / 4; }
+  __device__ const __half* at(int position) const { return head + static_cast<long long>(position) * row; }
+};
 
-  // From a key-value head's values at the tile's first position; `left` positions are filled.
-  __device__ void read(const __half* head, int row, int left) {
-    const __half* from = head + position(0) * row + 8 * first_chunk();
+// What a lane holds of a warp's keys: some chunks of two positions.
+struct Keys {
+  uint4 chunk[2][kKeyLoads];
+
+  // Behind the last position that one again: scores of those that do not exist are left out.
+  __device__ void read(const Cached& keys, int first) {
+    const int begin = lane_id() % 4;
 #pragma unroll
-    for (int i = 0; i < kPositions; ++i) {
+    for (int i = 0; i < 2; ++i) {
+      const __half* from = keys.at(min(first + lane_id() / 4 + 8 * i, keys.last)) + 8 * begin;
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        const int offset = (position(i) - position(0)) * row + 8 * kStep * j;
-        const int values = HEAD_DIM - 8 * (first_chunk() + kStep * j);
-        chunk[i][j] = read_chunk(from + offset, position(i) < left ? values : 0);
+      for (int j = 0; j < kKeyLoads; ++j) {
+        chunk[i][j] = read_chunk(from + 32 * j, HEAD_DIM % 32 ? HEAD_DIM - 8 * (begin + 4 * j) : 8);
       }
     }
   }
@@ -122,25 +130,43 @@ struct Tile {
   // The position that the cache does not hold yet, `index` in the tile.
   __device__ void put(const uint4* fresh, int index) {
 #pragma unroll
-    for (int i = 0; i < kPositions; ++i) {
-      if (position(i) != index) continue;
+    for (int i = 0; i < 2; ++i) {
+      if (lane_id() / 4 + 8 * i != index) continue;
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        if (first_chunk() + kStep * j < kChunks) chunk[i][j] = fresh[first_chunk() + kStep * j];
+      for (int j = 0; j < kKeyLoads; ++j) {
+        if (lane_id() % 4 + 4 * j < kChunks) chunk[i][j] = fresh[lane_id() % 4 + 4 * j];
       }
     }
   }
 };
-using Keys = Tile<true>;
-using Values = Tile<false>;
 
-// Asks for a tile that will be read soon, from DRAM into the L2: registers hold no more than one.
-__device__ inline void ask_for(const __half* head, int row, int left) {
-  constexpr int kLines = (2 * HEAD_DIM + 127) / 128;
-  for (int line = lane_id(); line < min(left, kTile) * kLines; line += 32) {
-    const __half* from = head + line / kLines * row + 64 * (line % kLines);
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+// Asks for a warp's values of the block's tile at `first`, zero where there are none, as their weights
+// are: one commit, whether there is such a tile or not.
+__device__ inline void ask_for_values(const Cached& values, int first, int end, uint4* slot) {
+  constexpr int kItems = kTile * kChunks;
+  const int before = whole_warp_id() * kTile, begin = first + before;
+  if (HEAD_DIM % 8 == 0 && kItems % 32 == 0 && 32 % kChunks == 0 && begin + kTile <= values.filled) {
+    constexpr int kRows = kItems % 32 ? 1 : 32 / kChunks < 1 ? 1 : 32 / kChunks;  // at a time
+    const int index = lane_id() / kChunks, chunk = lane_id() % kChunks;
+    const __half* from = values.at(begin + index) + 8 * chunk;
+    uint4* to = slot + (before + index) * kValueChunks + chunk;
+#pragma unroll
+    for (int n = 0; n < kTile; n += kRows) copy_async(to + n * kValueChunks, from + n * values.row);
+  } else if (first < end) {
+#pragma unroll 1
+    for (int item = lane_id(); item < kItems; item += 32) {
+      const int index = item / kChunks, chunk = item % kChunks, position = begin + index;
+      uint4* to = slot + (before + index) * kValueChunks + chunk;
+      if (position >= values.filled) {
+        if (position != values.last || position >= end) *to = make_uint4(0, 0, 0, 0);
+      } else if constexpr (HEAD_DIM % 8 == 0) {
+        copy_async(to, values.at(position) + 8 * chunk);
+      } else {
+        *to = read_chunk(values.at(position) + 8 * chunk, HEAD_DIM - 8 * chunk);
+      }
+    }
   }
+  commit_copies();
 }
 
 // -- limbs and products --------------------------------------------------------------------------------
@@ -168,17 +194,26 @@ __device__ inline void multiply(float (&d)[4], const unsigned (&a)[4], const uns
 
 // -- norm, rotate, append --------------------------------------------------------------------------------
 
+// Weights of a block's tile, as limbs: a lane's are what it takes for the next product.
+struct Weighed {
+  uint4 limbs[kBlockWarps][32];
+  // By each warp, whose weights are relative to its own largest score, of each head.
+  float largest[kBlockWarps][kColumns], weight[kBlockWarps][kColumns];
+};
+
 struct Shared {
-  // Both limbs of each query head, multiplied by a power of two that keeps them in f16's range.
-  uint4 query[2][kColumns][kQueryChunks];
+  // Both limbs of each query head, of two dimensions in turn, multiplied by a power of two that keeps
+  // them in f16's range.
+  uint4 query[kColumns][kQueryFours];
   // What turns a score of these limbs into an exponent of 2.
   float factor[kColumns];
   // The position's own key and value, as the cache holds them.
   uint4 fresh[2][kChunks];
-  float largest[kBlockWarps][kColumns], weight[kBlockWarps][kColumns];
+  // What warps tell each other of a tile, and of the next while that is still read.
+  Weighed weighed[2];
 };
 
-constexpr int kPreparing = 8;  // lanes that prepare a head
+constexpr int kPreparing = kBlockWarps == 8 && kHalf % 64 == 0 ? 16 : 8;  // lanes that prepare a head
 constexpr int kPairs = (kHalf + kPreparing - 1) / kPreparing;
 constexpr int kNumbers = 2 * kPairs;  // of a lane
 static_assert((kHeads + 2) * kPreparing <= kBlockThreads, "a block prepares all at once");
@@ -213,6 +248,24 @@ struct Run {
     }
   }
 
+  // Both limbs of pairs, which take turns (`Shared::query`).
+  __device__ static void write_limbs(__half* to, const unsigned (&high)[kPairs], const unsigned (&low)[kPairs]) {
+    if constexpr (kWhole && !kInterleaved) {
+#pragma unroll
+      for (int n = 0; n < kPairs; n += 2) {
+        *reinterpret_cast<uint4*>(to + 2 * dimension(2 * n)) = make_uint4(high[n], low[n], high[n + 1], low[n + 1]);
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < kNumbers; ++n) {
+        if (!there(n)) continue;
+        __half* pair = to + 4 * (dimension(n) / 2) + dimension(n) % 2;
+        pair[0] = __ushort_as_half(static_cast<unsigned short>(high[n / 2] >> (16 * (n % 2))));
+        pair[2] = __ushort_as_half(static_cast<unsigned short>(low[n / 2] >> (16 * (n % 2))));
+      }
+    }
+  }
+
   // Pairs of f16, two dimensions each, to where `dimension` says.
   __device__ static void write(__half* to, const unsigned (&pairs)[kPairs]) {
     if constexpr (kWhole && !kInterleaved) {
@@ -241,7 +294,7 @@ struct Power {
   }
 };
 
-// A head that a quarter of a warp prepares: the block's queries, then the key, then the value.
+// A head that some lanes prepare: the block's queries, then the key, then the value.
 struct Preparation {
   int index;            // among the block's queries; kHeads: the key; kHeads + 1: the value
   const float* head;
@@ -310,8 +363,7 @@ struct Preparation {
       const Limbs limbs(wanted ? x : 0.0f, wanted ? y : 0.0f);
       high[n] = limbs.high, low[n] = limbs.low;
     }
-    Run::write(reinterpret_cast<__half*>(shared.query[0][index]), high);
-    Run::write(reinterpret_cast<__half*>(shared.query[1][index]), low);
+    Run::write_limbs(reinterpret_cast<__half*>(shared.query[index]), high, low);
     if (threadIdx.x % kPreparing == 0) {
       shared.factor[index] = kLog2E * rsqrtf(static_cast<float>(HEAD_DIM)) * power.down;
     }
@@ -347,7 +399,7 @@ struct Preparation {
   }
 };
 
-// The head of qkv that this quarter of a warp prepares, or -1. Key and value are the concern of the
+// The head of qkv that these lanes prepare, or -1. Key and value are the concern of the
 // block whose chunk the position lies in.
 __device__ inline int head_to_prepare(int kv_heads, int first_head, int heads, bool owner) {
   const int index = threadIdx.x / kPreparing;
@@ -361,10 +413,11 @@ __device__ inline void clear_padding(Shared& shared) {
   constexpr int kMultiplied = 32 * kKeyLoads;
   [[maybe_unused]] const __half zero = __ushort_as_half(0);
   if constexpr (kHeads < kColumns || HEAD_DIM < kMultiplied) {
-    for (int item = threadIdx.x; item < 2 * kColumns * kMultiplied; item += kBlockThreads) {
-      const int head = item / kMultiplied % kColumns, d = item % kMultiplied;
+    for (int item = threadIdx.x; item < kColumns * kMultiplied; item += kBlockThreads) {
+      const int head = item / kMultiplied, d = item % kMultiplied;
       if (head < kHeads && d < HEAD_DIM) continue;
-      reinterpret_cast<__half*>(shared.query[item / kMultiplied / kColumns][head])[d] = zero;
+      __half* pair = reinterpret_cast<__half*>(shared.query[head]) + 4 * (d / 2) + d % 2;
+      pair[0] = pair[2] = zero;
       if (head >= kHeads) shared.factor[head] = 1;
     }
   }
@@ -378,231 +431,267 @@ __device__ inline void clear_padding(Shared& shared) {
 
 // -- softmax and sums --------------------------------------------------------------------------------------
 
-// What a warp has seen: sums of values, and the largest score and the sum of the weights of head
-// lane / 4, the weights of the lane's own positions alone.
+// Scores of a warp's positions, `left` of which exist.
+__device__ inline void score(const Shared& shared, const Keys& keys, int left, float (&scores)[4]) {
+  const int g = lane_id() / 4, t = lane_id() % 4;
+  // Rows are the heads' first limbs, then the second. Tensor cores cut off what they add up, so two
+  // short chains are closer than one long, and sooner done.
+  float product[2][2][4] = {};
+#pragma unroll
+  for (int j = 0; j < kKeyLoads; ++j) {
+    const uint4 lower = shared.query[g][2 * (t + 4 * j)], upper = shared.query[g][2 * (t + 4 * j) + 1];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint4& key = keys.chunk[i][j];
+      multiply(product[i][0], {lower.x, lower.y, lower.z, lower.w}, {key.x, key.y});
+      multiply(product[i][1], {upper.x, upper.y, upper.z, upper.w}, {key.z, key.w});
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float(&of)[2][4] = product[i / 2];
+    const int c = i % 2, position = 2 * t + c + 8 * (i / 2);
+    const float whole = (of[0][c] + of[1][c]) + (of[0][c + 2] + of[1][c + 2]);
+    scores[i] = position < left ? whole : -INFINITY;
+  }
+}
+
+// Turns scores into weights, relative to the largest of them, for the block.
+__device__ inline void weigh(const float (&scores)[4], float factor, Weighed& weighed) {
+  float most = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
+  most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
+  most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
+  float weights[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // A NaN score must stay one: fmaxf passes it by, the subtraction does not.
+    weights[i] = exp2f(fmaf(scores[i] - most, factor, kWeightExponent));
+  }
+  const Limbs first(weights[0], weights[1]), second(weights[2], weights[3]);
+  weighed.limbs[warp_id()][lane_id()] = make_uint4(first.high, second.high, first.low, second.low);
+  float all = (weights[0] + weights[1]) + (weights[2] + weights[3]);
+  all += __shfl_xor_sync(kAllLanes, all, 1);
+  all += __shfl_xor_sync(kAllLanes, all, 2);
+  if (lane_id() % 4 == 0) {
+    weighed.largest[warp_id()][lane_id() / 4] = most, weighed.weight[warp_id()][lane_id() / 4] = all;
+  }
+}
+
+// Of a warp whose positions do not exist.
+__device__ inline void weigh_nothing(Weighed& weighed) {
+  weighed.limbs[warp_id()][lane_id()] = make_uint4(0, 0, 0, 0);
+  if (lane_id() % 4 == 0) {
+    weighed.largest[warp_id()][lane_id() / 4] = -INFINITY, weighed.weight[warp_id()][lane_id() / 4] = 0;
+  }
+}
+
+// Of heads 2 t and 2 t + 1.
+struct Pair {
+  float even, odd;
+
+  __device__ Pair shuffled(int from) const {
+    return {__shfl_sync(kAllLanes, even, from), __shfl_sync(kAllLanes, odd, from)};
+  }
+  __device__ Pair or_larger(const Pair& other) const { return {fmaxf(even, other.even), fmaxf(odd, other.odd)}; }
+  // What weights relative to these scores count beside `most`.
+  __device__ Pair below(const Pair& most, const Pair& factor) const {
+    return {exp2f((even - most.even) * factor.even), exp2f((odd - most.odd) * factor.odd)};
+  }
+  // Over lanes of the same t.
+  __device__ Pair largest() const {
+    Pair most = *this;
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      most.even = fmaxf(most.even, __shfl_xor_sync(kAllLanes, most.even, offset));
+      most.odd = fmaxf(most.odd, __shfl_xor_sync(kAllLanes, most.odd, offset));
+    }
+    return most;
+  }
+  __device__ Pair summed() const {
+    Pair sum = *this;
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      sum.even += __shfl_xor_sync(kAllLanes, sum.even, offset);
+      sum.odd += __shfl_xor_sync(kAllLanes, sum.odd, offset);
+    }
+    return sum;
+  }
+};
+
+// What a warp has seen: sums of its own dimensions, the largest scores, and the weights' sums.
 struct Running {
-  static constexpr int kScores = kTile / 4;  // of a tile, that a lane holds
-  float sum[kValueLoads][4][4];
-  float largest, weight;
+  float sum[kOwn][4];  // row tile warp + kBlockWarps * n: dimension 2 g, heads 2 t, 2 t + 1; then 2 g + 1
+  Pair largest, weight;
 
-  // Scores of the tile's positions, `left` of which exist.
-  __device__ void score(const Shared& shared, const Keys& keys, int left, float (&scores)[kScores]) const {
+  __device__ Running() : sum{}, largest{-INFINITY, -INFINITY}, weight{} {}
+
+  // What weights relative to each of `others`, of which every lane has its own, count; what there is
+  // already is multiplied by as much less as it has become.
+  template <int N>
+  __device__ void share(const Pair (&others)[N], const Pair (&weights)[N], const Pair& factor, Pair (&counts)[N]) {
+    Pair most = others[0];
+#pragma unroll
+    for (int i = 1; i < N; ++i) most = most.or_larger(others[i]);
+    most = most.largest().or_larger(largest);
+    const Pair less = largest.below(most, factor);
+    Pair more = {};
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      counts[i] = others[i].below(most, factor);
+      more.even = fmaf(counts[i].even, weights[i].even, more.even);
+      more.odd = fmaf(counts[i].odd, weights[i].odd, more.odd);
+    }
+    more = more.summed();
+    largest = most;
+    weight = {fmaf(weight.even, less.even, more.even), fmaf(weight.odd, less.odd, more.odd)};
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) {
+      sum[n][0] *= less.even, sum[n][1] *= less.odd, sum[n][2] *= less.even, sum[n][3] *= less.odd;
+    }
+  }
+
+  __device__ void add(int n, const float (&more)[4], const Pair& counts) {
+    sum[n][0] = fmaf(more[0], counts.even, sum[n][0]), sum[n][1] = fmaf(more[1], counts.odd, sum[n][1]);
+    sum[n][2] = fmaf(more[2], counts.even, sum[n][2]), sum[n][3] = fmaf(more[3], counts.odd, sum[n][3]);
+  }
+
+  // Adds the values of a block's tile, which `warps` warps have weighed.
+  __device__ void add(const Weighed& weighed, const uint4* slot, int warps, const Pair& factor) {
     const int g = lane_id() / 4, t = lane_id() % 4;
-    // Rows are the heads' first limbs, then the second. Tensor cores cut off what they add up, so two
-    // short chains are closer than one long, and sooner done.
-    float product[kScores / 2][2][4] = {};
+    const int of = g % kBlockWarps;
+    const bool there = g < kBlockWarps;
+    const Pair others[1] = {{weighed.largest[of][2 * t], weighed.largest[of][2 * t + 1]}};
+    const Pair all = {weighed.weight[of][2 * t], weighed.weight[of][2 * t + 1]};
+    const Pair weights[1] = {{there ? all.even : 0.0f, there ? all.odd : 0.0f}};
+    Pair counts[1];
+    share(others, weights, factor, counts);
+    constexpr int kBatch = 4;  // products that do not wait for each other
+    const uint4* limbs_of = weighed.limbs[0] + lane_id();
+    const unsigned* values = reinterpret_cast<const unsigned*>(slot + 2 * t * kValueChunks) + g + 8 * whole_warp_id();
+    int from = t;  // the lane that knows what the warp's weights count
+#pragma unroll 1
+    for (int first = 0; first < warps; first += kBatch) {
 #pragma unroll
-    for (int j = 0; j < kKeyLoads; ++j) {
-      const uint4 high = shared.query[0][g][t + 4 * j], low = shared.query[1][g][t + 4 * j];
+      for (int w = 0; w < kBatch; ++w) {
+        const Pair count = counts[0].shuffled(from + 4 * w);
+        const uint4 limbs = limbs_of[32 * w];
 #pragma unroll
-      for (int i = 0; i < kScores / 2; ++i) {
-        const uint4& key = keys.chunk[i][j];
-        multiply(product[i][0], {high.x, low.x, high.y, low.y}, {key.x, key.y});
-        multiply(product[i][1], {high.z, low.z, high.w, low.w}, {key.z, key.w});
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      const float(&of)[2][4] = product[i / 2];
-      const int c = i % 2;
-      const float whole = (of[0][c] + of[1][c]) + (of[0][c + 2] + of[1][c + 2]);
-      scores[i] = Values::position(i) < left ? whole : -INFINITY;
-    }
-  }
-
-  // Turns a tile's scores into weights. Returns what the sums so far of head lane / 4 are to be
-  // multiplied by, as its largest score may have grown.
-  __device__ float weigh(float (&scores)[kScores], float factor, int left) {
-    float most = largest;
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) most = fmaxf(most, scores[i]);
-    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-    const float rescale = exp2f((largest - most) * factor);
-    largest = most, weight *= rescale;
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      // A NaN score must stay one: fmaxf passes it by, the subtraction does not.
-      const float of = exp2f(fmaf(scores[i] - most, factor, kWeightExponent));
-      scores[i] = Values::position(i) < left ? of : 0.0f;
-      weight += scores[i];
-    }
-    return rescale;
-  }
-
-  // Adds a tile's values, by their weights, to the sums, multiplied by `rescale`.
-  __device__ void add(const Values& values, const float (&weights)[kScores], float rescale) {
-    unsigned high[kScores / 2], low[kScores / 2];
-#pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
-      const Limbs limbs(weights[2 * i], weights[2 * i + 1]);
-      high[i] = limbs.high, low[i] = limbs.low;
-    }
-    const float even = __shfl_sync(kAllLanes, rescale, 8 * (lane_id() % 4));
-    const float odd = __shfl_sync(kAllLanes, rescale, 8 * (lane_id() % 4) + 4);
-#pragma unroll
-    for (int j = 0; j < kValueLoads; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float tile[4] = {};  // by itself, as tensor cores cut off what they add up
-#pragma unroll
-        for (int n = 0; n < kScores; n += 4) {
-          const unsigned v[4] = {word(values.chunk[n][j], i), word(values.chunk[n + 1][j], i),
-                                 word(values.chunk[n + 2][j], i), word(values.chunk[n + 3][j], i)};
+        for (int n = 0; n < kOwn; ++n) {
+          if (kRowTiles % kBlockWarps && whole_warp_id() + kBlockWarps * n >= kRowTiles) continue;
+          const unsigned* tile = values + 4 * kValueChunks * kTile * w + 8 * kBlockWarps * n;
+          const unsigned v[4] = {tile[0], tile[4 * kValueChunks], tile[32 * kValueChunks], tile[36 * kValueChunks]};
           // Rows g are even dimensions, rows g + 8 odd ones.
           const unsigned paired[4] = {__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[0], v[1], 0x7632),
                                       __byte_perm(v[2], v[3], 0x5410), __byte_perm(v[2], v[3], 0x7632)};
-          multiply(tile, paired, {high[n / 2], high[n / 2 + 1]});
-          multiply(tile, paired, {low[n / 2], low[n / 2 + 1]});
-        }
-        float(&so_far)[4] = sum[j][i];
-        so_far[0] = fmaf(so_far[0], even, tile[0]), so_far[1] = fmaf(so_far[1], odd, tile[1]);
-        so_far[2] = fmaf(so_far[2], even, tile[2]), so_far[3] = fmaf(so_far[3], odd, tile[3]);
-      }
-    }
-  }
-
-  // The warp's sums, in units of 4; those of the upper four heads are swapped in pairs (`unit_of`).
-  __device__ void store(Shared& shared, float* sums) const {
-    const int g = lane_id() / 4, t = lane_id() % 4;
-    float all = weight;
-    all += __shfl_xor_sync(kAllLanes, all, 1);
-    all += __shfl_xor_sync(kAllLanes, all, 2);
-    if (t == 0) shared.largest[warp_id()][g] = largest, shared.weight[warp_id()][g] = all;
-#pragma unroll
-    for (int odd = 0; odd < 2; ++odd) {
-      const int head = 2 * t + odd;
-      if (head >= kHeads) continue;
-      float4* to = reinterpret_cast<float4*>(sums + head * kSumsStride);
-#pragma unroll
-      for (int j = 0; j < kValueLoads; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-          to[unit_of(2 * (g + 8 * j) + i / 2, head)] = make_float4(
-              sum[j][i][odd], sum[j][i][odd + 2], sum[j][i + 1][odd], sum[j][i + 1][odd + 2]);
+          float more[4] = {};  // by itself, as tensor cores cut off what they add up
+          multiply(more, paired, {limbs.x, limbs.y});
+          multiply(more, paired, {limbs.z, limbs.w});
+          add(n, more, count);
         }
       }
+      limbs_of += 32 * kBatch, values += 4 * kValueChunks * kTile * kBatch, from += 4 * kBatch;
     }
   }
-
-  __device__ static int unit_of(int unit, int head) { return unit ^ (head / 4); }
 };
 
 // -- merging -------------------------------------------------------------------------------------------------
 
-// A head's sums in a warp's lanes, and what its weights come to.
-struct Merged {
-  float4 sum[kTurns];
-  float largest, weight;
-
-  // Adds `share` of what `read(unit)` gives.
-  template <class Read>
-  __device__ void add(float share, Read read) {
+// A block's sums as lanes hold them: [kRowTiles, 32 lanes], then largest and weight of the first four.
+__device__ inline void write_record(float* record, const Running& all) {
+  float4* to = reinterpret_cast<float4*>(record);
 #pragma unroll
-    for (int n = 0; n < kTurns; ++n) {
-      const int unit = lane_id() + 32 * n;
-      if (unit >= kUnits) continue;
-      const float4 more = read(unit);
-      sum[n].x = fmaf(share, more.x, sum[n].x), sum[n].y = fmaf(share, more.y, sum[n].y);
-      sum[n].z = fmaf(share, more.z, sum[n].z), sum[n].w = fmaf(share, more.w, sum[n].w);
+  for (int n = 0; n < kOwn; ++n) {
+    const int tile = whole_warp_id() + kBlockWarps * n;
+    if (tile < kRowTiles) to[32 * tile + lane_id()] = make_float4(all.sum[n][0], all.sum[n][1], all.sum[n][2], all.sum[n][3]);
+  }
+  if (threadIdx.x < 4) {
+    to[32 * kRowTiles + threadIdx.x] = make_float4(all.largest.even, all.largest.odd, all.weight.even, all.weight.odd);
+  }
+}
+
+// The sums of all blocks, in order. A batch of records is copied to shared memory, each lane's by itself,
+// which takes neither registers nor much code.
+__device__ inline Running merge(const float* records, int splits, const Pair& factor, uint4* copies) {
+  constexpr int kBatch = kMerged;
+  constexpr int kRow = 32 * kRowTiles, kShares = (kBatch + 7) / 8;
+  const int g = lane_id() / 4, t = lane_id() % 4;
+  const uint4* from = reinterpret_cast<const uint4*>(records);
+  Running all;
+#pragma unroll 1
+  for (int first = 0; first < splits; first += kBatch) {
+    const int count = min(kBatch, splits - first);
+#pragma unroll 4
+    for (int s = 0; s < count; ++s) {
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) {
+        const int at = threadIdx.x + kBlockThreads * n;
+        if (kRowTiles % kBlockWarps == 0 || at < 32 * kRowTiles) copy_async(copies + s * kRow + at, from + s * (kRecord / 4) + at);
+      }
     }
-  }
-};
-
-// A head's sums of the first `warps` warps of this block.
-__device__ inline Merged merge_warps(const Shared& shared, const float* sums, int head, int warps) {
-  Merged all = {};
-  all.largest = -INFINITY;
+    commit_copies();
+    Pair others[kShares], weights[kShares], counts[kShares];
 #pragma unroll
-  for (int w = 0; w < kBlockWarps; ++w) {
-    if (w < warps) all.largest = fmaxf(all.largest, shared.largest[w][head]);
-  }
+    for (int i = 0; i < kShares; ++i) {
+      const bool there = g + 8 * i < count;
+      float4 of = make_float4(-INFINITY, -INFINITY, 0, 0);
+      if (there) of = __ldcg(reinterpret_cast<const float4*>(from + (g + 8 * i) * (kRecord / 4) + 32 * kRowTiles + t));
+      others[i] = {of.x, of.y}, weights[i] = {of.z, of.w};
+    }
+    all.share(others, weights, factor, counts);
+    await_copies<0>();
 #pragma unroll
-  for (int w = 0; w < kBlockWarps; ++w) {
-    if (w >= warps) break;
-    const float share = exp2f((shared.largest[w][head] - all.largest) * shared.factor[head]);
-    all.weight = fmaf(share, shared.weight[w][head], all.weight);
-    const float4* units = reinterpret_cast<const float4*>(sums + (w * kHeads + head) * kSumsStride);
-    all.add(share, [&](int unit) { return units[Running::unit_of(unit, head)]; });
+    for (int i = 0; i < kShares; ++i) {
+#pragma unroll 4
+      for (int s = 0; s < min(8, count - 8 * i); ++s) {
+        const Pair of = counts[i].shuffled(4 * s + t);
+#pragma unroll
+        for (int n = 0; n < kOwn; ++n) {
+          const int at = threadIdx.x + kBlockThreads * n;
+          if (kRowTiles % kBlockWarps && at >= 32 * kRowTiles) continue;
+          const float4 sums = reinterpret_cast<const float4*>(copies)[(s + 8 * i) * kRow + at];
+          all.add(n, {sums.x, sums.y, sums.z, sums.w}, of);
+        }
+      }
+    }
+    from += kBatch * (kRecord / 4);
   }
   return all;
 }
 
-// The sums of all blocks of `count` heads at once, in order; read past the L1, as other
-// multiprocessors wrote them.
-__device__ inline void merge_splits(const float* records, int splits, int count, const float* factor,
-                                    Merged (&heads)[kWarpHeads]) {
-  constexpr int kStride = kHeads * kRecord, kLargest = 4 * kUnits, kWeight = kLargest + 1;
+__device__ inline void write_mixed(float* mixed, const Running& all, int heads) {
+  const int g = lane_id() / 4, t = lane_id() % 4, warp = whole_warp_id();
+  const float inverse[2] = {__fdividef(1.0f, all.weight.even), __fdividef(1.0f, all.weight.odd)};
 #pragma unroll
-  for (int n = 0; n < kWarpHeads; ++n) heads[n] = {}, heads[n].largest = -INFINITY;
-  for (int s = lane_id(); s < splits; s += 32) {
+  for (int n = 0; n < kOwn; ++n) {
+    const int d = 16 * (warp + kBlockWarps * n) + 2 * g;
+    if (d >= HEAD_DIM) continue;
 #pragma unroll
-    for (int n = 0; n < kWarpHeads; ++n) {
-      if (n < count) heads[n].largest = fmaxf(heads[n].largest, __ldcg(records + s * kStride + n * kRecord + kLargest));
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kWarpHeads; ++n) heads[n].largest = warp_max(heads[n].largest);
-  for (int first = 0; first < splits; first += 32) {
-    const float* mine = records + (first + lane_id()) * kStride;
-    float share[kWarpHeads] = {};
-#pragma unroll
-    for (int n = 0; n < kWarpHeads; ++n) {
-      if (n >= count || first + lane_id() >= splits) continue;
-      share[n] = exp2f((__ldcg(mine + n * kRecord + kLargest) - heads[n].largest) * factor[n]);
-      heads[n].weight = fmaf(share[n], __ldcg(mine + n * kRecord + kWeight), heads[n].weight);
-    }
-#pragma unroll 16
-    for (int s = 0; s < min(32, splits - first); ++s) {
-#pragma unroll
-      for (int n = 0; n < kWarpHeads; ++n) {
-        const float* record = records + (first + s) * kStride + min(n, count - 1) * kRecord;
-        heads[n].add(__shfl_sync(kAllLanes, share[n], s),
-                     [&](int unit) { return __ldcg(reinterpret_cast<const float4*>(record) + unit); });
-      }
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kWarpHeads; ++n) heads[n].weight = warp_sum(heads[n].weight);
-}
-
-__device__ inline void write_mixed(float* mixed, const Merged& all) {
-  const float inverse = 1.0f / all.weight;
-#pragma unroll
-  for (int n = 0; n < kTurns; ++n) {
-    const int d = 4 * (lane_id() + 32 * n);
-    const float4 out = make_float4(all.sum[n].x * inverse, all.sum[n].y * inverse,
-                                   all.sum[n].z * inverse, all.sum[n].w * inverse);
-    if constexpr (HEAD_DIM % 4 == 0) {
-      if (d < HEAD_DIM) *reinterpret_cast<float4*>(mixed + d) = out;
-    } else {  // an even number of values: two at a time
-      if (d < HEAD_DIM) mixed[d] = out.x, mixed[d + 1] = out.y;
-      if (d + 2 < HEAD_DIM) mixed[d + 2] = out.z, mixed[d + 3] = out.w;
+    for (int odd = 0; odd < 2; ++odd) {
+      if (2 * t + odd >= heads) continue;
+      float2* to = reinterpret_cast<float2*>(mixed + (2 * t + odd) * HEAD_DIM + d);
+      *to = {all.sum[n][odd] * inverse[odd], all.sum[n][odd + 2] * inverse[odd]};
     }
   }
 }
 
-__device__ inline void write_record(float* record, const Merged& all) {
-#pragma unroll
-  for (int n = 0; n < kTurns; ++n) {
-    const int unit = lane_id() + 32 * n;
-    if (unit < kUnits) reinterpret_cast<float4*>(record)[unit] = all.sum[n];
-  }
-  if (lane_id() == 0) record[4 * kUnits] = all.largest, record[4 * kUnits + 1] = all.weight;
+// Counts this thread in, behind all that it, and whom it has met before, have written; returns how many
+// came before. Whatever those had written is visible to it, and to whom it meets.
+__device__ inline unsigned arrive(unsigned* counter) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 
-// Whether this warp is the last of `splits` to arrive; resets the counter for the next launch.
-// All that the warps wrote to global memory before is visible to the last one.
-__device__ inline bool last_warp_to_arrive(unsigned* counter, unsigned splits) {
-  __syncwarp();
-  bool last = false;
-  if (lane_id() == 0) {
-    __threadfence();  // one lane's fence behind a barrier is the whole warp's
-    last = atomicAdd(counter, 1) == splits - 1;
+// Whether this block is the last of `blocks`; resets the counter for the next launch.
+__device__ inline bool arrives_last(unsigned* counter, unsigned blocks) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = arrive(counter) == blocks - 1;
     if (last) *counter = 0;
-    __threadfence();
   }
-  return __shfl_sync(kAllLanes, static_cast<int>(last), 0);
+  __syncthreads();
+  return last;
 }
 
 // The positions of a block: its chunk of all that there are.
@@ -610,16 +699,16 @@ struct Chunk {
   int begin, end, splits;
   __device__ Chunk(int positions, int most_splits, int split) {
     const int each = (positions + most_splits - 1) / most_splits;
-    const int chunk = positions <= kUnsplit ? kUnsplit : (each + kBlockTile - 1) / kBlockTile * kBlockTile;
+    const int chunk = positions <= kUnsplit ? kUnsplit : max(kLeast, (each + kTile - 1) / kTile * kTile);
     splits = (positions + chunk - 1) / chunk;
     begin = split * chunk, end = min(positions, begin + chunk);
   }
 };
 
 // Block (kv head, subgroup of its query heads, split): those that have work come first. Shared
-// memory: the warps' sums, [kBlockWarps, kHeads, kSumsStride] (kernels/attention.py).
+// memory: slots of values, [kSlots, kBlockTile, kValueChunks] (kernels/attention.py).
 extern "C" __global__ void __launch_bounds__(kBlockThreads, kBlocks) attend(const AttendArgs a) {
-  extern __shared__ __align__(16) float sums[];
+  extern __shared__ __align__(16) uint4 slots[];
   __shared__ Shared shared;
   // Whatever moved the position, or filled the cache before it, ran two kernels ago or earlier: both
   // are read while the predecessor still runs.
@@ -627,90 +716,85 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, kBlocks) attend(cons
   const Chunk chunk(last + 1, gridDim.z, split);
   if (split >= chunk.splits) return;
 
-  const int kv_head = blockIdx.x, row = a.kv_heads * HEAD_DIM, stride = kBlockTile * row;
-  const int end = chunk.end, filled = min(last, end);  // the last position itself comes from qkv
-  int first = chunk.begin + whole_warp_id() * kTile;
-  const long long at = static_cast<long long>(first) * row + kv_head * HEAD_DIM;
-  const __half *key_tile = a.keys + at, *value_tile = a.values + at;
+  const int kv_head = blockIdx.x, row = a.kv_heads * HEAD_DIM, end = chunk.end;
+  const int filled = min(last, end);  // the last position itself comes from qkv
+  const Cached cached_keys = {a.keys + kv_head * HEAD_DIM, row, filled, last};
+  const Cached cached_values = {a.values + kv_head * HEAD_DIM, row, filled, last};
+  int mine = chunk.begin + whole_warp_id() * kTile;
   Keys keys;
-  Values values;
-  keys.read(key_tile, row, filled - first);
-  values.read(value_tile, row, filled - first);
-  for (int n = 1; n <= kAhead; ++n) {
-    ask_for(key_tile + n * stride, row, filled - first - n * kBlockTile);
-    ask_for(value_tile + n * stride, row, filled - first - n * kBlockTile);
-  }
+  if (mine < end) keys.read(cached_keys, mine);
+#pragma unroll
+  for (int n = 0; n < kSlots; ++n) ask_for_values(cached_values, chunk.begin + n * kBlockTile, end, slots + n * kSlot);
 
   const int before = blockIdx.y * kHeads, heads = min(kHeads, GROUP - before);
   const int first_head = kv_head * GROUP + before;
   const bool preparing = warp_id() < (kPreparing * (kHeads + 2) + 31) / 32;
-  Preparation mine;
-  if (preparing) mine.ask(a, head_to_prepare(a.kv_heads, first_head, heads, end == last + 1));
+  Preparation prepared;
+  if (preparing) prepared.ask(a, head_to_prepare(a.kv_heads, first_head, heads, end == last + 1));
   clear_padding(shared);
 
   take_over();
   if (preparing) {
-    mine.turn(a.eps);
-    if (mine.index < kHeads) {
-      mine.store_query(shared);
-      if (mine.wanted && split == 0 && a.trace_q != nullptr) {
-        mine.store_trace(a.trace_q + (first_head + mine.index) * HEAD_DIM);
+    prepared.turn(a.eps);
+    if (prepared.index < kHeads) {
+      prepared.store_query(shared);
+      if (prepared.wanted && split == 0 && a.trace_q != nullptr) {
+        prepared.store_trace(a.trace_q + (first_head + prepared.index) * HEAD_DIM);
       }
-    } else if (mine.wanted) {
-      const bool key = mine.index == kHeads;
+    } else if (prepared.wanted) {
+      const bool key = prepared.index == kHeads;
       __half* cached = (key ? a.keys : a.values) + static_cast<long long>(last) * row + kv_head * HEAD_DIM;
-      mine.store_fresh(shared, cached, last, row);
-      if (key && a.trace_k != nullptr) mine.store_trace(a.trace_k + kv_head * HEAD_DIM);
+      prepared.store_fresh(shared, cached, last, row);
+      if (key && a.trace_k != nullptr) prepared.store_trace(a.trace_k + kv_head * HEAD_DIM);
     }
   }
   __syncthreads();
 
-  Running so_far = {};
-  so_far.largest = -INFINITY;
-  const float factor = shared.factor[lane_id() / 4];
+  Running so_far;
+  const float own_factor = shared.factor[lane_id() / 4];
+  const Pair factor = {shared.factor[lane_id() % 4 * 2], shared.factor[lane_id() % 4 * 2 + 1]};
+  int slot = 0, parity = 0;
 #pragma unroll 1
-  while (first < end) {
-    if (last - first < kTile) {
-      keys.put(shared.fresh[0], last - first);
-      values.put(shared.fresh[1], last - first);
+  for (int first = chunk.begin; first < end; first += kBlockTile) {
+    Weighed& weighed = shared.weighed[parity];
+    uint4* values = slots + slot * kSlot;
+    if (mine < end) {
+      if (last - mine < kTile) {
+        keys.put(shared.fresh[0], last - mine);
+        uint4* fresh = values + (warp_id() * kTile + last - mine) * kValueChunks;
+        for (int n = lane_id(); n < kChunks; n += 32) fresh[n] = shared.fresh[1][n];
+      }
+      float scores[4];
+      score(shared, keys, end - mine, scores);
+      mine += kBlockTile;
+      if (mine < end) keys.read(cached_keys, mine);
+      weigh(scores, own_factor, weighed);
+    } else {
+      weigh_nothing(weighed);
     }
-    float scores[Running::kScores];
-    so_far.score(shared, keys, end - first, scores);
-    // What is not read stays what it was: weights of 0 then meet values of positions that count.
-    const bool more = first + kBlockTile < filled;
-    key_tile += stride;
-    if (more) keys.read(key_tile, row, filled - first - kBlockTile);
-    const float rescale = so_far.weigh(scores, factor, end - first);
-    so_far.add(values, scores, rescale);
-    first += kBlockTile, value_tile += stride;
-    if (more) {
-      values.read(value_tile, row, filled - first);
-      ask_for(key_tile + kAhead * stride, row, filled - first - kAhead * kBlockTile);
-      ask_for(value_tile + kAhead * stride, row, filled - first - kAhead * kBlockTile);
+    if (first == chunk.begin) {
+      await_copies<kSlots - 1>();
+    } else {
+      await_copies<kSlots < 2 ? 0 : kSlots - 2>();
     }
+    __syncthreads();
+    // All are done with the tile before this one.
+    if (kSlots > 1 && first > chunk.begin) {
+      ask_for_values(cached_values, first + (kSlots - 1) * kBlockTile, end, slots + (slot + kSlots - 1) % kSlots * kSlot);
+    }
+    so_far.add(weighed, values, min(kBlockWarps, (end - first + kTile - 1) / kTile), factor);
+    if constexpr (kSlots == 1) {
+      __syncthreads();
+      ask_for_values(cached_values, first + kBlockTile, end, slots);
+    }
+    slot = slot + 1 < kSlots ? slot + 1 : 0, parity ^= 1;
   }
-  so_far.store(shared, sums + warp_id() * kHeads * kSumsStride);
-  __syncthreads();
 
-  // A warp's heads, side by side: one arrival for them all.
-  const int head = whole_warp_id() * kWarpHeads, count = min(kWarpHeads, heads - head);
-  if (count <= 0) return;
-  const int warps = min(kBlockWarps, (end - chunk.begin + kTile - 1) / kTile);
-  Merged merged[kWarpHeads];
-#pragma unroll
-  for (int n = 0; n < kWarpHeads; ++n) merged[n] = merge_warps(shared, sums, head + min(n, count - 1), warps);
   if (chunk.splits > 1) {
-    const int group = kv_head * gridDim.y + blockIdx.y;
-    float* records = a.partial + (static_cast<long long>(group) * gridDim.z * kHeads + head) * kRecord;
-#pragma unroll
-    for (int n = 0; n < kWarpHeads; ++n) {
-      if (n < count) write_record(records + (split * kHeads + n) * kRecord, merged[n]);
-    }
-    if (!last_warp_to_arrive(a.arrived + first_head + head, chunk.splits)) return;
-    merge_splits(records, chunk.splits, count, shared.factor + head, merged);
+    float* records = a.partial + static_cast<long long>(kv_head * gridDim.y + blockIdx.y) * gridDim.z * kRecord;
+    write_record(records + split * kRecord, so_far);
+    if (!arrives_last(a.arrived + first_head, chunk.splits)) return;
+    so_far = merge(records, chunk.splits, factor, slots);
   }
-#pragma unroll
-  for (int n = 0; n < kWarpHeads; ++n) {
-    if (n < count) write_mixed(a.mixed + (first_head + head + n) * HEAD_DIM, merged[n]);
-  }
+  write_mixed(a.mixed + first_head * HEAD_DIM, so_far, heads);
 }

@@ -35,10 +35,9 @@ FAMILY = Family(
     plants=("stale_kv", "rope_interleaved", "no_qk_norm"),
     per_heads=True,
 )
-_WARPS = 4  # of a block (kBlockWarps)
 _MOST_HEADS = 8  # query heads of a block (kHeads)
 _COLUMNS = 8  # heads that a tensor core takes (kColumns)
-_MERGED = 64  # dimensions that sums are padded to a multiple of (kUnits)
+_TILE = 16  # positions that a warp weighs at a time (kTile)
 
 
 class Attention:
@@ -48,13 +47,13 @@ class Attention:
         self._kv_heads = kv_heads
         self._attend = program.kernel(FAMILY, "attend")
         heads = program.heads
-        self._block_heads = _block_heads(heads)
-        self._subgroups = -(-heads.group // self._block_heads)
+        self._subgroups = -(-heads.group // min(_MOST_HEADS, heads.group))
         # A block a multiprocessor; more would only be more to merge.
         blocks = program.device.multiprocessors
         self._splits = max(1, blocks // (kv_heads * self._subgroups))
-        self._record = _sums(heads) + 4  # kRecord
-        self._shared = sums_bytes(heads)
+        self._record = 128 * _row_tiles(heads) + 2 * _COLUMNS  # kRecord
+        self._warps = _warps(heads)
+        self._shared = values_bytes(heads)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -64,7 +63,7 @@ class Attention:
     @property
     def partial_values(self) -> int:
         """Float32 values of scratch that ``attend`` takes."""
-        return self._kv_heads * self._subgroups * self._splits * self._block_heads * self._record
+        return self._kv_heads * self._subgroups * self._splits * self._record
 
     def attend(
         self,
@@ -113,28 +112,32 @@ class Attention:
             },
             grid=(self._kv_heads, self._subgroups, self._splits),
             stream=stream,
-            threads=32 * _WARPS,
+            threads=32 * self._warps,
             shared=self._shared,
         )
 
 
-def sums_bytes(heads: Heads) -> int:
-    """Shared memory that ``attend`` is launched with: its warps' sums."""
-    return 4 * _WARPS * _block_heads(heads) * (_sums(heads) + 8)  # kSumsStride
+def values_bytes(heads: Heads) -> int:
+    """Shared memory that ``attend`` is launched with: slots of tiles of values."""
+    slots = 2 if heads.head_dim <= 256 else 1  # kSlots
+    return slots * _warps(heads) * _TILE * 16 * (2 * _row_tiles(heads) + 1)  # kValueChunks
 
 
 def shared_bytes(heads: Heads) -> int:
     """Shared memory of a block of ``attend``, with what it declares by itself (``Shared``)."""
     chunks = -(-heads.head_dim // 8)
     loads = -(-chunks // 4)  # kKeyLoads
-    query = 2 * _COLUMNS * (4 * loads + (0 if loads % 2 else 4))  # kQueryChunks
-    return sums_bytes(heads) + 16 * (query + 2 * chunks) + 4 * _COLUMNS * (1 + 2 * _WARPS)
+    query = _COLUMNS * (8 * loads + 1)  # kQueryFours
+    weighed = 2 * _warps(heads) * (32 * 16 + 2 * 4 * _COLUMNS)
+    last = 16  # whether the block arrives last, and what aligns it
+    return values_bytes(heads) + 16 * (query + 2 * chunks) + 4 * _COLUMNS + weighed + last
 
 
-def _block_heads(heads: Heads) -> int:
-    return min(_MOST_HEADS, heads.group)
+def _warps(heads: Heads) -> int:
+    """Warps of a block (kBlockWarps)."""
+    return 8 if heads.head_dim <= 128 else 4
 
 
-def _sums(heads: Heads) -> int:
-    """Values of a head's sums, as they are merged."""
-    return -(-heads.head_dim // _MERGED) * _MERGED
+def _row_tiles(heads: Heads) -> int:
+    """Sixteens of a head's dimensions (kRowTiles)."""
+    return -(-heads.head_dim // 16)

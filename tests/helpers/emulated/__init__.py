@@ -40,6 +40,7 @@ _ASM = {
         "mma_m16n8k16(d, a, b);"
     ),
     r'asm volatile\("" : "\+f"\(.*?\)\);': ";",
+    r'asm volatile\("atom\.acq_rel\.gpu\.global\.add\.u32 .*?"memory"\);': "before = (*counter)++;",
     # Copies happen at once.
     r'asm volatile\("cp\.async\.cg\.shared\.global .*?"memory"\);': "memcpy(to, from, 16);",
     r'asm volatile\("cp\.async\.(commit|wait)_group.*?"memory"\);': ";",
