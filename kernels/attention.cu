@@ -52,20 +52,17 @@ constexpr int kBlocks = HEAD_DIM <= 128 ? 2 : 1;
 constexpr int kTile = 16;                           // positions that a warp weighs at a time
 constexpr int kBlockTile = kBlockWarps * kTile;
 constexpr int kSlots = HEAD_DIM <= 256 ? 2 : 1;     // tiles of values in shared memory
-constexpr int kUnsplit = 256;                       // positions up to which one block takes them all
-constexpr int kLeast = 128;                         // positions of a chunk, at least, beyond these
+constexpr int kUnsplit = 160;                       // positions up to which one block takes them all
+constexpr int kLeast = 128;                         // of a chunk beyond them, at least
 constexpr int kChunks = (HEAD_DIM + 7) / 8;         // of 8 dimensions, 16 bytes
 constexpr int kKeyLoads = (kChunks + 3) / 4;        // chunks of a position that a lane holds
 constexpr int kRowTiles = (HEAD_DIM + 15) / 16;     // of 16 dimensions, which a product takes
 constexpr int kOwn = (kRowTiles + kBlockWarps - 1) / kBlockWarps;  // that a warp adds up
 constexpr int kRecord = 128 * kRowTiles + 2 * kColumns;  // sums, largest scores, sums of the weights
-// Strides in shared memory at which a warp, or a quarter of it, meets every bank once.
-constexpr int kQueryFours = 8 * kKeyLoads + 1;  // of 4 dimensions, both limbs
-constexpr int kValueChunks = 2 * kRowTiles + 1;
+// Strides in shared memory, odd so that a warp, or a quarter of it, meets every bank once.
+constexpr int kQueryFours = 8 * kKeyLoads + 1;      // of 4 dimensions, both limbs
+constexpr int kValueChunks = 2 * kRowTiles + 1;     // of a position
 constexpr int kSlot = kBlockTile * kValueChunks;
-// Records that are copied at a time to where the values were.
-constexpr int kFitting = kSlots * kSlot / (32 * kRowTiles);
-constexpr int kMerged = kFitting < 8 ? kFitting : kFitting < 16 ? 8 : 16;
 
 // Weights are at most 1. Multiplied by 2 to this power, those that matter have both limbs in f16's
 // range.
@@ -146,7 +143,7 @@ __device__ inline void ask_for_values(const Cached& values, int first, int end, 
   constexpr int kItems = kTile * kChunks;
   const int before = whole_warp_id() * kTile, begin = first + before;
   if (HEAD_DIM % 8 == 0 && kItems % 32 == 0 && 32 % kChunks == 0 && begin + kTile <= values.filled) {
-    constexpr int kRows = kItems % 32 ? 1 : 32 / kChunks < 1 ? 1 : 32 / kChunks;  // at a time
+    constexpr int kRows = kChunks > 32 ? 1 : 32 / kChunks;  // at a time
     const int index = lane_id() / kChunks, chunk = lane_id() % kChunks;
     const __half* from = values.at(begin + index) + 8 * chunk;
     uint4* to = slot + (before + index) * kValueChunks + chunk;
@@ -609,51 +606,56 @@ __device__ inline void write_record(float* record, const Running& all) {
   }
 }
 
-// The sums of all blocks, in order. A batch of records is copied to shared memory, each lane's by itself,
-// which takes neither registers nor much code.
-__device__ inline Running merge(const float* records, int splits, const Pair& factor, uint4* copies) {
-  constexpr int kBatch = kMerged;
-  constexpr int kRow = 32 * kRowTiles, kShares = (kBatch + 7) / 8;
-  const int g = lane_id() / 4, t = lane_id() % 4;
-  const uint4* from = reinterpret_cast<const uint4*>(records);
-  Running all;
+// Adds records to `all`: N at a time, whose loads are all under way before the first is waited for, past
+// the L1, as other multiprocessors wrote them. The last N may overlap those before, which count once.
+template <int N>
+__device__ inline void add_records(const float* records, int splits, const Pair& factor, Running& all) {
+  constexpr int kShares = (N + 7) / 8;
+  const int g = lane_id() / 4, t = lane_id() % 4, warp = whole_warp_id();
 #pragma unroll 1
-  for (int first = 0; first < splits; first += kBatch) {
-    const int count = min(kBatch, splits - first);
-#pragma unroll 4
-    for (int s = 0; s < count; ++s) {
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) {
-        const int at = threadIdx.x + kBlockThreads * n;
-        if (kRowTiles % kBlockWarps == 0 || at < 32 * kRowTiles) copy_async(copies + s * kRow + at, from + s * (kRecord / 4) + at);
-      }
-    }
-    commit_copies();
+  for (int taken = 0; taken < splits; taken += N) {
+    const int first = min(taken, splits - N);
+    const float4* from = reinterpret_cast<const float4*>(records + first * kRecord);
     Pair others[kShares], weights[kShares], counts[kShares];
 #pragma unroll
     for (int i = 0; i < kShares; ++i) {
-      const bool there = g + 8 * i < count;
-      float4 of = make_float4(-INFINITY, -INFINITY, 0, 0);
-      if (there) of = __ldcg(reinterpret_cast<const float4*>(from + (g + 8 * i) * (kRecord / 4) + 32 * kRowTiles + t));
-      others[i] = {of.x, of.y}, weights[i] = {of.z, of.w};
+      const int n = g % N + 8 * i;
+      const bool counted = g < N && first + n >= taken;
+      const float4 of = __ldcg(from + n * (kRecord / 4) + 32 * kRowTiles + t);
+      others[i] = {counted ? of.x : -INFINITY, counted ? of.y : -INFINITY};
+      weights[i] = {counted ? of.z : 0.0f, counted ? of.w : 0.0f};
     }
-    all.share(others, weights, factor, counts);
-    await_copies<0>();
+    float4 sums[N][kOwn] = {};
 #pragma unroll
-    for (int i = 0; i < kShares; ++i) {
-#pragma unroll 4
-      for (int s = 0; s < min(8, count - 8 * i); ++s) {
-        const Pair of = counts[i].shuffled(4 * s + t);
+    for (int s = 0; s < N; ++s) {
 #pragma unroll
-        for (int n = 0; n < kOwn; ++n) {
-          const int at = threadIdx.x + kBlockThreads * n;
-          if (kRowTiles % kBlockWarps && at >= 32 * kRowTiles) continue;
-          const float4 sums = reinterpret_cast<const float4*>(copies)[(s + 8 * i) * kRow + at];
-          all.add(n, {sums.x, sums.y, sums.z, sums.w}, of);
-        }
+      for (int n = 0; n < kOwn; ++n) {
+        const int tile = warp + kBlockWarps * n;
+        if (kRowTiles % kBlockWarps && tile >= kRowTiles) continue;
+        sums[s][n] = __ldcg(from + s * (kRecord / 4) + 32 * tile + lane_id());
       }
     }
-    from += kBatch * (kRecord / 4);
+    all.share(others, weights, factor, counts);
+#pragma unroll
+    for (int s = 0; s < N; ++s) {
+      const Pair of = counts[s / 8].shuffled(4 * (s % 8) + t);
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) all.add(n, {sums[s][n].x, sums[s][n].y, sums[s][n].z, sums[s][n].w}, of);
+    }
+  }
+}
+
+// The sums of all blocks, in order.
+__device__ inline Running merge(const float* records, int splits, const Pair& factor) {
+  Running all;
+  if (kOwn == 1 && splits >= 16) {
+    add_records<16>(records, splits, factor, all);
+  } else if (kOwn <= 2 && splits >= 8) {
+    add_records<8>(records, splits, factor, all);
+  } else if (splits >= 4) {
+    add_records<4>(records, splits, factor, all);
+  } else {
+    add_records<2>(records, splits, factor, all);
   }
   return all;
 }
@@ -794,7 +796,7 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, kBlocks) attend(cons
     float* records = a.partial + static_cast<long long>(kv_head * gridDim.y + blockIdx.y) * gridDim.z * kRecord;
     write_record(records + split * kRecord, so_far);
     if (!arrives_last(a.arrived + first_head, chunk.splits)) return;
-    so_far = merge(records, chunk.splits, factor, slots);
+    so_far = merge(records, chunk.splits, factor);
   }
   write_mixed(a.mixed + first_head * HEAD_DIM, so_far, heads);
 }

@@ -53,7 +53,9 @@ class Attention:
         self._splits = max(1, blocks // (kv_heads * self._subgroups))
         self._record = 128 * _row_tiles(heads) + 2 * _COLUMNS  # kRecord
         self._warps = _warps(heads)
-        self._shared = values_bytes(heads)
+        # More than half of what there is: two on one multiprocessor would leave another idle.
+        declared = shared_bytes(heads) - values_bytes(heads)
+        self._shared = max(values_bytes(heads), program.device.shared_bytes // 2 - declared)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -118,13 +120,13 @@ class Attention:
 
 
 def values_bytes(heads: Heads) -> int:
-    """Shared memory that ``attend`` is launched with: slots of tiles of values."""
+    """Shared memory that ``attend`` is launched with, at least: slots of tiles of values."""
     slots = 2 if heads.head_dim <= 256 else 1  # kSlots
     return slots * _warps(heads) * _TILE * 16 * (2 * _row_tiles(heads) + 1)  # kValueChunks
 
 
 def shared_bytes(heads: Heads) -> int:
-    """Shared memory of a block of ``attend``, with what it declares by itself (``Shared``)."""
+    """Shared memory that a block of ``attend`` needs, with what it declares (``Shared``)."""
     chunks = -(-heads.head_dim // 8)
     loads = -(-chunks // 4)  # kKeyLoads
     query = _COLUMNS * (8 * loads + 1)  # kQueryFours
