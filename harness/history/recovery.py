@@ -2,7 +2,8 @@
 
 A benchmark's evidence is on disk as soon as it is measured; asv notes a figure when it has asked
 for it, in a process of its own for each parameter. A run that is killed in between has sealed
-sidecars for figures that asv's file of that commit lacks. Nothing that asv wrote is changed.
+sidecars for figures that asv's file of that commit lacks; of one parameter's values it may have been
+some that were measured. Nothing that asv wrote is changed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -110,9 +112,16 @@ def _fill(
     for benchmark in benchmarks:
         told = [sidecars.get(words) for words in benchmark.words]
         measured = [sidecar for sidecar in told if sidecar is not None]
-        if benchmark.name in rows or not told or len(measured) < len(told):
-            continue  # there already, not measured, or not all of it
-        rows[benchmark.name] = _row(columns, benchmark, measured)
+        if benchmark.name in rows or not measured:
+            continue
+        narrowed = benchmark
+        if len(measured) < len(told):
+            if len(benchmark.params) != 1:
+                continue  # a part of a grid is none
+            # As asv writes a run that was restricted to these parameters.
+            taken = zip(benchmark.params[0], told, strict=True)
+            narrowed = replace(benchmark, params=[[each for each, one in taken if one is not None]])
+        rows[benchmark.name] = _row(columns, narrowed, measured)
         filled.append(f"{path.parent.name} {commit}: {benchmark.name}")
     return filled
 

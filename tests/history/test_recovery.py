@@ -87,8 +87,24 @@ def test_what_is_not_applicable_is_asvs_nan(results):
 
 def test_half_of_a_benchmark_is_not_made_a_whole_one(results):
     path = asv_file(results)
-    without(path, RECOVERED[:1])
+    [name] = RECOVERED[:1]
+    row = without(path, [name])[name]
     [sidecar] = (results / MACHINE / "evidence").glob(f"{path.name[:8]}-*Decode-depth=512.evidence")
+    sidecar.unlink()
+    assert [line.rpartition(" ")[2] for line in recover(results)] == [name]
+    found = json.loads(path.read_text())["results"][name]
+    # As a run restricted to the other parameters has it.
+    at = [index for index, each in enumerate(row[1][0]) if each.strip("'") != "512"]
+    assert len(at) == len(row[0]) - 1
+    assert found[:2] == [[row[0][index] for index in at], [[row[1][0][index] for index in at]]]
+
+
+def test_a_part_of_a_grid_is_none(results):
+    path = asv_file(results)
+    name = "kernels.CudaFamilies.track_microseconds"
+    without(path, [name])
+    sidecars = (results / MACHINE / "evidence").glob(f"{path.name[:8]}-*CudaFamilies-f64.evidence")
+    [sidecar] = sidecars
     sidecar.unlink()
     assert recover(results) == []
 
