@@ -2,8 +2,8 @@
 
 A benchmark's evidence is on disk as soon as it is measured; asv notes a figure when it has asked
 for it, in a process of its own for each parameter. A run that is killed in between has sealed
-sidecars for figures that asv's file of that commit lacks; of one parameter's values it may have been
-some that were measured. Nothing that asv wrote is changed.
+sidecars for figures that asv's file of that commit lacks, be it of some of a parameter's values
+alone. Nothing that asv wrote is changed.
 """
 
 from __future__ import annotations
