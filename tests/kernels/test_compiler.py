@@ -399,7 +399,7 @@ def test_the_hash_of_families_is_of_their_sources_and_headers(sources):
     copies = [replace(each.FAMILY, folder=sources) for each in (argmax, attention)]
     one, both = source_hash(copies[:1]), source_hash(copies)
     assert one != both
-    changed(sources / "attention.cu", "kAhead = 3", "kAhead = 2")
+    changed(sources / "attention.cu", "kLeast = 128", "kLeast = 64")
     assert source_hash(copies[:1]) == one
     assert source_hash(copies) != both
     changed(sources / "common.cuh", "offset >>= 1", "offset >>= 2")
