@@ -395,9 +395,10 @@ def _decode_figures(measured: DecodeMeasurement) -> dict[str, Figure]:
 def _batch_figures(measured: BatchMeasurement) -> dict[str, Figure]:
     """The worst sequence's distance and cosine; expert sets and argmaxes of all together."""
     evidence = measured.time.evidence
-    if not isinstance(evidence, BatchEvidence):
-        raise TypeError(f"a batch's evidence is its guards', found {type(evidence).__name__}")
-    guards = [each for each in evidence.sequences if isinstance(each, Evidence)]
+    told = evidence.sequences if isinstance(evidence, BatchEvidence) else ()
+    guards = [each for each in told if isinstance(each, Evidence)]
+    if len(guards) != measured.size:  # a figure speaks for every sequence
+        raise TypeError(f"{len(guards)} guards' evidence of {measured.size} sequences")
     seen = [each.decisive for each in guards]
     figures: dict[str, Figure] = {
         "ms_per_step": _samples(measured.time.samples),
