@@ -26,43 +26,61 @@ struct AttendArgs {
   float* trace_q;         // [heads, head_dim], or null
   float* trace_k;         // [kv_heads, head_dim], or null: the cache rounds it
   int kv_heads;
+  int slots;              // of a warp's ring, 2 or more
   float eps;
 };
 static_assert(sizeof(AttendArgs) == ATTEND_ARGS_BYTES, "differs from kernels/attention.py");
 
-// A block takes a chunk of positions, kBlockTile of them at a time: a warp weighs kTile of them for all
-// heads, then, as weights have met in shared memory, adds up its own dimensions over them all, so that
-// no sums of warps are to be merged. The softmax is a running one (flash decoding); blocks meet in the
-// one that arrives last. How many chunks there are depends on the position alone, so a rerun adds in
-// the same order.
+// A block takes a chunk of positions, of which each warp takes kTile at a time: it weighs them for all
+// heads and adds up all dimensions, by itself, so that no warp waits for another before the end. Its
+// keys and values come in turn into a ring of slots in shared memory, each asked for as soon as a slot
+// is read. The softmax is a running one (flash decoding). Warps meet in shared memory; then the blocks
+// of a cluster, each of which adds up a slice of the dimensions that all have sent it; then clusters,
+// in the block of a slice that arrives last. How many chunks there are depends on the position alone,
+// and so does who meets whom, so a rerun adds in the same order.
 //
-// Keys lie in registers, as loads of 16 bytes bring them: a score is a sum over dimensions, so both of
-// its operands may be permuted alike. Values lie in shared memory, whose tiles are under way long
-// before they are wanted. With g = lane / 4 and t = lane % 4, a lane holds
-//   keys    of positions g and g + 8: the chunks (of 8 dimensions) t, t + 4, ...;
+// With g = lane / 4 and t = lane % 4, a lane holds
 //   scores  of head g, at positions 2 t, 2 t + 1, 2 t + 8, 2 t + 9: the next product's operand as they lie;
-//   sums    of heads 2 t and 2 t + 1, dimensions 2 g and 2 g + 1 of every sixteen that are its warp's.
+//   sums    of heads 2 t and 2 t + 1, dimensions g and g + 8 of every sixteen.
 constexpr int kHalf = HEAD_DIM / 2;
 constexpr int kHeads = GROUP < 8 ? GROUP : 8;       // of a block
+constexpr int kSubgroups = (GROUP + kHeads - 1) / kHeads;
 constexpr int kColumns = 8;                         // heads that a tensor core takes
 constexpr int kBlockWarps = HEAD_DIM <= 128 ? 8 : 4;
 constexpr int kBlockThreads = 32 * kBlockWarps;
 // Blocks that a multiprocessor should hold, which bounds their registers: this one and another kernel's.
 constexpr int kBlocks = HEAD_DIM <= 128 ? 2 : 1;
+// Blocks of a cluster, chunks in turn; without clusters one, and every block for itself.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define CLUSTERED __cluster_dims__(1, 1, 8)
+constexpr int kCluster = 8;
+#else
+#define CLUSTERED
+constexpr int kCluster = 1;
+#endif
 constexpr int kTile = 16;                           // positions that a warp weighs at a time
 constexpr int kBlockTile = kBlockWarps * kTile;
-constexpr int kSlots = HEAD_DIM <= 256 ? 2 : 1;     // tiles of values in shared memory
-constexpr int kUnsplit = 160;                       // positions up to which one block takes them all
-constexpr int kLeast = 128;                         // of a chunk beyond them, at least
+constexpr int kUnsplit = 128;                       // positions up to which one block takes them all
+constexpr int kLeast = 128;                         // of a chunk, if there is more than one cluster
 constexpr int kChunks = (HEAD_DIM + 7) / 8;         // of 8 dimensions, 16 bytes
-constexpr int kKeyLoads = (kChunks + 3) / 4;        // chunks of a position that a lane holds
 constexpr int kRowTiles = (HEAD_DIM + 15) / 16;     // of 16 dimensions, which a product takes
-constexpr int kOwn = (kRowTiles + kBlockWarps - 1) / kBlockWarps;  // that a warp adds up
-constexpr int kRecord = 128 * kRowTiles + 2 * kColumns;  // sums, largest scores, sums of the weights
-// Strides in shared memory, odd so that a warp, or a quarter of it, meets every bank once.
-constexpr int kQueryFours = 8 * kKeyLoads + 1;      // of 4 dimensions, both limbs
-constexpr int kValueChunks = 2 * kRowTiles + 1;     // of a position
-constexpr int kSlot = kBlockTile * kValueChunks;
+constexpr bool kHoldsQueries = HEAD_DIM <= 128;     // in registers
+constexpr int kRecords = HEAD_DIM <= 128 && kCluster > 1 ? 16 : 4;  // that are added up at a time
+// Strides in shared memory: rows that a tensor core takes at a time meet every bank once.
+constexpr int kQueryFours = 8 * ((kRowTiles + 1) / 2) + 2;  // of 4 dimensions, both limbs
+constexpr int kRowChunks = 2 * kRowTiles + 1;       // of a position
+constexpr int kSlot = kTile * kRowChunks;           // a warp's keys, or values
+
+// Slices of dimensions that blocks of a cluster add up: row tile n is of slice n % kSlices. Each has a
+// counter, of which there are as many as heads.
+constexpr int slices_of(int most) { return most < 2 ? 1 : 2 * slices_of(most / 2); }
+constexpr int least_of(int a, int b) { return a < b ? a : b; }
+constexpr int kSlices = slices_of(least_of(least_of(kCluster, kRowTiles), GROUP / kSubgroups));
+constexpr int kSliceTiles = (kRowTiles + kSlices - 1) / kSlices;
+constexpr int kMeta = 2 * kColumns;                 // of each pair of heads: largest scores, sums of weights
+constexpr int kRecord = 8 * (128 * ((kRowTiles + 7) / 8) + kMeta);  // of slices: sums, then meta
+constexpr int kSliceRecord = kRecord / kSlices;
+static_assert(kSlices <= 8, "as many as kRecord has room for");
 
 // Weights are at most 1. Multiplied by 2 to this power, those that matter have both limbs in f16's
 // range.
@@ -88,9 +106,9 @@ __device__ inline uint4 read_chunk(const __half* from, int left) {
   return read;
 }
 
-// Sixteen bytes from global to shared memory, without a register and past the L1.
-__device__ inline void copy_async(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+// Sixteen bytes from global to shared memory, or as many zeros, without a register and past the L1.
+__device__ inline void copy_async(void* to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until no more than PENDING of this thread's last commits are under way.
@@ -100,66 +118,36 @@ __device__ inline void await_copies() { asm volatile("cp.async.wait_group %0;" :
 // A key-value head of the cache: its first position, and which there are.
 struct Cached {
   const __half* head;
-  int row;     // values from a position to the next
-  int filled;  // positions that can be read
-  int last;    // the position that comes from qkv, not from here
+  int row;   // values from a position to the next
+  int last;  // the position that comes from qkv, not from here
 
   __device__ const __half* at(int position) const { return head + static_cast<long long>(position) * row; }
 };
 
-// What a lane holds of a warp's keys: some chunks of two positions.
-struct Keys {
-  uint4 chunk[2][kKeyLoads];
-
-  // Behind the last position that one again: scores of those that do not exist are left out.
-  __device__ void read(const Cached& keys, int first) {
-    const int begin = lane_id() % 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const __half* from = keys.at(min(first + lane_id() / 4 + 8 * i, keys.last)) + 8 * begin;
-#pragma unroll
-      for (int j = 0; j < kKeyLoads; ++j) {
-        chunk[i][j] = read_chunk(from + 32 * j, HEAD_DIM % 32 ? HEAD_DIM - 8 * (begin + 4 * j) : 8);
-      }
-    }
-  }
-
-  // The position that the cache does not hold yet, `index` in the tile.
-  __device__ void put(const uint4* fresh, int index) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (lane_id() / 4 + 8 * i != index) continue;
-#pragma unroll
-      for (int j = 0; j < kKeyLoads; ++j) {
-        if (lane_id() % 4 + 4 * j < kChunks) chunk[i][j] = fresh[lane_id() % 4 + 4 * j];
-      }
-    }
-  }
-};
-
-// Asks for a warp's values of the block's tile at `first`, zero where there are none, as their weights
-// are: one commit, whether there is such a tile or not.
-__device__ inline void ask_for_values(const Cached& values, int first, int end, uint4* slot) {
+// Asks for a tile of the cache: one commit, whether there is such a tile or not. Positions that do not
+// exist are zero, as their weights are; the last one is left alone.
+__device__ inline void ask_for(const Cached& cached, int first, int end, uint4* slot) {
   constexpr int kItems = kTile * kChunks;
-  const int before = whole_warp_id() * kTile, begin = first + before;
-  if (HEAD_DIM % 8 == 0 && kItems % 32 == 0 && 32 % kChunks == 0 && begin + kTile <= values.filled) {
-    constexpr int kRows = kChunks > 32 ? 1 : 32 / kChunks;  // at a time
-    const int index = lane_id() / kChunks, chunk = lane_id() % kChunks;
-    const __half* from = values.at(begin + index) + 8 * chunk;
-    uint4* to = slot + (before + index) * kValueChunks + chunk;
+  if (first >= end) {
+  } else if constexpr (HEAD_DIM % 8 == 0 && kItems % 32 == 0 && 32 % kChunks == 0) {
+    constexpr int kRows = 32 / kChunks;  // at a time
+    const int index = lane_id() / kChunks, chunk = lane_id() % kChunks, there = cached.last - first - index;
+    const __half* from = cached.at(first + index) + 8 * chunk;
+    uint4* to = slot + index * kRowChunks + chunk;
 #pragma unroll
-    for (int n = 0; n < kTile; n += kRows) copy_async(to + n * kValueChunks, from + n * values.row);
-  } else if (first < end) {
+    for (int n = 0; n < kTile; n += kRows) {
+      if (n != there) copy_async(to + n * kRowChunks, from + n * cached.row, n < there);
+    }
+  } else {
 #pragma unroll 1
     for (int item = lane_id(); item < kItems; item += 32) {
-      const int index = item / kChunks, chunk = item % kChunks, position = begin + index;
-      uint4* to = slot + (before + index) * kValueChunks + chunk;
-      if (position >= values.filled) {
-        if (position != values.last || position >= end) *to = make_uint4(0, 0, 0, 0);
-      } else if constexpr (HEAD_DIM % 8 == 0) {
-        copy_async(to, values.at(position) + 8 * chunk);
+      const int index = item / kChunks, chunk = item % kChunks, position = first + index;
+      uint4* to = slot + index * kRowChunks + chunk;
+      if (position == cached.last) continue;
+      if constexpr (HEAD_DIM % 8 == 0) {
+        copy_async(to, cached.at(position) + 8 * chunk, position < cached.last);
       } else {
-        *to = read_chunk(values.at(position) + 8 * chunk, HEAD_DIM - 8 * chunk);
+        *to = read_chunk(cached.at(position) + 8 * chunk, position < cached.last ? HEAD_DIM - 8 * chunk : 0);
       }
     }
   }
@@ -181,6 +169,14 @@ struct Limbs {
   }
 };
 
+// Four 8 by 8 matrices of f16, whose rows of 16 bytes lie where eight lanes each say: their fragments.
+__device__ inline void load_matrices(unsigned (&d)[4], const uint4* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))) : "memory");
+}
+__device__ inline void load_transposed(unsigned (&d)[4], const uint4* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))) : "memory");
+}
+
 // d += a * b: 16 rows by 8 columns, 16 products each.
 __device__ inline void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
@@ -191,23 +187,19 @@ __device__ inline void multiply(float (&d)[4], const unsigned (&a)[4], const uns
 
 // -- norm, rotate, append --------------------------------------------------------------------------------
 
-// Weights of a block's tile, as limbs: a lane's are what it takes for the next product.
-struct Weighed {
-  uint4 limbs[kBlockWarps][32];
-  // By each warp, whose weights are relative to its own largest score, of each head.
-  float largest[kBlockWarps][kColumns], weight[kBlockWarps][kColumns];
-};
-
 struct Shared {
   // Both limbs of each query head, of two dimensions in turn, multiplied by a power of two that keeps
   // them in f16's range.
   uint4 query[kColumns][kQueryFours];
   // What turns a score of these limbs into an exponent of 2.
   float factor[kColumns];
-  // The position's own key and value, as the cache holds them.
+  // The position's own key and value, as the cache holds them, where their tile is not yet under way.
   uint4 fresh[2][kChunks];
-  // What warps tell each other of a tile, and of the next while that is still read.
-  Weighed weighed[2];
+  // Of each warp, what its sums are relative to.
+  alignas(16) float meta[kBlockWarps][kMeta];
+  // What blocks of the cluster have sent of this block's slice.
+  float4 inbox_meta[kCluster][kMeta / 4];
+  float4 inbox[kCluster][32 * kSliceTiles];
 };
 
 constexpr int kPreparing = kBlockWarps == 8 && kHalf % 64 == 0 ? 16 : 8;  // lanes that prepare a head
@@ -310,6 +302,10 @@ struct Preparation {
     Run::read<Run::kWhole>(cosines, cosine, Run::pair);
     Run::read<Run::kWhole>(cosines + kHalf, sine, Run::pair);
     Run::read<Run::kWhole && !kInterleaved>(key ? a.k_norm : a.q_norm, norm, Run::dimension);
+  }
+
+  // Waits for the norm.
+  __device__ void bound_norm() {
     largest = 0;
 #pragma unroll
     for (int n = 0; n < kNumbers; ++n) largest = fmaxf(largest, fabsf(norm[n]));
@@ -367,7 +363,7 @@ struct Preparation {
   }
 
   // The position's key or value as the cache rounds it, there too.
-  __device__ void store_fresh(Shared& shared, __half* cached, [[maybe_unused]] int position,
+  __device__ void store_fresh(uint4* fresh, __half* cached, [[maybe_unused]] int position,
                               [[maybe_unused]] int row) const {
     const bool key = index == kHeads;
     unsigned rounded[kPairs];
@@ -384,7 +380,12 @@ struct Preparation {
       rounded[n / 2] = n % 2 ? rounded[n / 2] & 0xffff | before << 16 : before;
     }
 #endif
-    Run::write(reinterpret_cast<__half*>(shared.fresh[key ? 0 : 1]), rounded);
+    Run::write(reinterpret_cast<__half*>(fresh), rounded);
+    if constexpr (HEAD_DIM < 8 * kChunks) {
+      for (int d = HEAD_DIM + threadIdx.x % kPreparing; d < 8 * kChunks; d += kPreparing) {
+        reinterpret_cast<__half*>(fresh)[d] = __ushort_as_half(0);
+      }
+    }
     if (blockIdx.y == 0) Run::write(cached, rounded);  // once, however many subgroups there are
   }
 
@@ -406,8 +407,8 @@ __device__ inline int head_to_prepare(int kv_heads, int first_head, int heads, b
 }
 
 // Zeroes what tensor cores multiply and no head fills: heads and dimensions that there are not.
-__device__ inline void clear_padding(Shared& shared) {
-  constexpr int kMultiplied = 32 * kKeyLoads;
+__device__ inline void clear_padding(Shared& shared, [[maybe_unused]] uint4* ring, [[maybe_unused]] int slots) {
+  constexpr int kMultiplied = 16 * kRowTiles;
   [[maybe_unused]] const __half zero = __ushort_as_half(0);
   if constexpr (kHeads < kColumns || HEAD_DIM < kMultiplied) {
     for (int item = threadIdx.x; item < kColumns * kMultiplied; item += kBlockThreads) {
@@ -418,69 +419,125 @@ __device__ inline void clear_padding(Shared& shared) {
       if (head >= kHeads) shared.factor[head] = 1;
     }
   }
-  if constexpr (HEAD_DIM < 8 * kChunks) {
-    for (int d = HEAD_DIM + threadIdx.x; d < 8 * kChunks; d += kBlockThreads) {
-      reinterpret_cast<__half*>(shared.fresh[0])[d] = zero;
-      reinterpret_cast<__half*>(shared.fresh[1])[d] = zero;
-    }
+  if constexpr (kChunks < 2 * kRowTiles) {  // which no copy writes
+    for (int row = lane_id(); row < slots * kTile; row += 32) ring[row * kRowChunks + kChunks] = make_uint4(0, 0, 0, 0);
   }
 }
 
 // -- softmax and sums --------------------------------------------------------------------------------------
 
+// Query limbs of 16 dimensions as a product takes them: rows are the heads' first limbs, then the second.
+__device__ inline void read_query(const Shared& shared, int n, unsigned (&limbs)[4]) {
+  const uint2* pairs = reinterpret_cast<const uint2*>(shared.query[lane_id() / 4]) + 8 * n + lane_id() % 4;
+  const uint2 lower = pairs[0], upper = pairs[4];
+  limbs[0] = lower.x, limbs[1] = lower.y, limbs[2] = upper.x, limbs[3] = upper.y;
+}
+
+struct Queries {
+  unsigned limbs[kHoldsQueries ? kRowTiles : 1][4];
+
+  __device__ explicit Queries(const Shared& shared) {
+    if constexpr (kHoldsQueries) {
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) read_query(shared, n, limbs[n]);
+    }
+  }
+};
+
+// Where this lane's row of a tile begins, as a load of matrices takes it: positions 0 to 7, first and
+// second 8 dimensions; then positions 8 to 15.
+__device__ inline const uint4* row_of(const uint4* slot) {
+  return slot + (lane_id() % 8 + lane_id() / 16 * 8) * kRowChunks + lane_id() / 8 % 2;
+}
+
 // Scores of a warp's positions, `left` of which exist.
-__device__ inline void score(const Shared& shared, const Keys& keys, int left, float (&scores)[4]) {
-  const int g = lane_id() / 4, t = lane_id() % 4;
-  // Rows are the heads' first limbs, then the second. Tensor cores cut off what they add up, so two
-  // short chains are closer than one long, and sooner done.
+__device__ inline void score(const Shared& shared, const Queries& queries, const uint4* slot, int left, float (&scores)[4]) {
+  const uint4* row = row_of(slot);
+  // Tensor cores cut off what they add up, so two short chains are closer than one long, and sooner done.
   float product[2][2][4] = {};
 #pragma unroll
-  for (int j = 0; j < kKeyLoads; ++j) {
-    const uint4 lower = shared.query[g][2 * (t + 4 * j)], upper = shared.query[g][2 * (t + 4 * j) + 1];
+  for (int n = 0; n < kRowTiles; ++n) {
+    unsigned key[4];
+    load_matrices(key, row + 2 * n);
+    unsigned query[4];
+    if constexpr (kHoldsQueries) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint4& key = keys.chunk[i][j];
-      multiply(product[i][0], {lower.x, lower.y, lower.z, lower.w}, {key.x, key.y});
-      multiply(product[i][1], {upper.x, upper.y, upper.z, upper.w}, {key.z, key.w});
+      for (int i = 0; i < 4; ++i) query[i] = queries.limbs[n][i];
+    } else {
+      read_query(shared, n, query);
     }
+    multiply(product[0][n % 2], query, {key[0], key[1]});
+    multiply(product[1][n % 2], query, {key[2], key[3]});
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const float(&of)[2][4] = product[i / 2];
-    const int c = i % 2, position = 2 * t + c + 8 * (i / 2);
+    const int c = i % 2, position = 2 * (lane_id() % 4) + c + 8 * (i / 2);
     const float whole = (of[0][c] + of[1][c]) + (of[0][c + 2] + of[1][c + 2]);
     scores[i] = position < left ? whole : -INFINITY;
   }
 }
 
-// Turns scores into weights, relative to the largest of them, for the block.
-__device__ inline void weigh(const float (&scores)[4], float factor, Weighed& weighed) {
-  float most = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
-  most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
-  most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-  float weights[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // A NaN score must stay one: fmaxf passes it by, the subtraction does not.
-    weights[i] = exp2f(fmaf(scores[i] - most, factor, kWeightExponent));
-  }
-  const Limbs first(weights[0], weights[1]), second(weights[2], weights[3]);
-  weighed.limbs[warp_id()][lane_id()] = make_uint4(first.high, second.high, first.low, second.low);
-  float all = (weights[0] + weights[1]) + (weights[2] + weights[3]);
-  all += __shfl_xor_sync(kAllLanes, all, 1);
-  all += __shfl_xor_sync(kAllLanes, all, 2);
-  if (lane_id() % 4 == 0) {
-    weighed.largest[warp_id()][lane_id() / 4] = most, weighed.weight[warp_id()][lane_id() / 4] = all;
-  }
-}
+// What a warp has seen: sums of all dimensions, the largest score, and this lane's share of the weights' sum.
+struct Running {
+  float sum[kRowTiles][4];  // dimension g: heads 2 t, 2 t + 1; then g + 8
+  float largest, weight;    // of head g
 
-// Of a warp whose positions do not exist.
-__device__ inline void weigh_nothing(Weighed& weighed) {
-  weighed.limbs[warp_id()][lane_id()] = make_uint4(0, 0, 0, 0);
-  if (lane_id() % 4 == 0) {
-    weighed.largest[warp_id()][lane_id() / 4] = -INFINITY, weighed.weight[warp_id()][lane_id() / 4] = 0;
+  __device__ Running() : sum{}, largest(-INFINITY), weight(0) {}
+
+  // Turns scores into weights, relative to the largest so far.
+  __device__ uint4 weigh(const float (&scores)[4], float factor) {
+    float most = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
+    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
+    most = fmaxf(most, largest);
+    if (!__all_sync(kAllLanes, most == largest)) {
+      const float less = exp2f((largest - most) * factor);
+      const float even = __shfl_sync(kAllLanes, less, lane_id() % 4 * 8), odd = __shfl_sync(kAllLanes, less, lane_id() % 4 * 8 + 4);
+      largest = most, weight *= less;
+#pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) sum[n][0] *= even, sum[n][1] *= odd, sum[n][2] *= even, sum[n][3] *= odd;
+    }
+    float weights[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // A NaN score must stay one: fmaxf passes it by, the subtraction does not.
+      weights[i] = exp2f(fmaf(scores[i] - most, factor, kWeightExponent));
+    }
+    weight += (weights[0] + weights[1]) + (weights[2] + weights[3]);
+    const Limbs first(weights[0], weights[1]), second(weights[2], weights[3]);
+    return make_uint4(first.high, second.high, first.low, second.low);
   }
-}
+
+  // Adds values that have been weighed.
+  __device__ void add(const uint4& limbs, const uint4* slot) {
+    const uint4* row = row_of(slot);
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+      unsigned values[4];
+      load_transposed(values, row + 2 * n);
+      float more[4] = {};  // by itself, as tensor cores cut off what they add up
+      multiply(more, values, {limbs.x, limbs.y});
+      multiply(more, values, {limbs.z, limbs.w});
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[n][i] += more[i];
+    }
+  }
+
+  // To where other warps add it up: [kRowTiles, 32 lanes], and what it is relative to.
+  __device__ void write(float4* to, float (&meta)[kMeta]) {
+    weight += __shfl_xor_sync(kAllLanes, weight, 1);
+    weight += __shfl_xor_sync(kAllLanes, weight, 2);
+    if (lane_id() % 4 == 0) {
+      float* to = meta + lane_id() / 8 * 4 + lane_id() / 4 % 2;
+      to[0] = largest, to[2] = weight;
+    }
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) to[32 * n + lane_id()] = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
+  }
+};
+
+// -- merging -------------------------------------------------------------------------------------------------
 
 // Of heads 2 t and 2 t + 1.
 struct Pair {
@@ -489,11 +546,11 @@ struct Pair {
   __device__ Pair shuffled(int from) const {
     return {__shfl_sync(kAllLanes, even, from), __shfl_sync(kAllLanes, odd, from)};
   }
-  __device__ Pair or_larger(const Pair& other) const { return {fmaxf(even, other.even), fmaxf(odd, other.odd)}; }
   // What weights relative to these scores count beside `most`.
   __device__ Pair below(const Pair& most, const Pair& factor) const {
     return {exp2f((even - most.even) * factor.even), exp2f((odd - most.odd) * factor.odd)};
   }
+  __device__ Pair or_larger(const Pair& other) const { return {fmaxf(even, other.even), fmaxf(odd, other.odd)}; }
   // Over lanes of the same t.
   __device__ Pair largest() const {
     Pair most = *this;
@@ -515,165 +572,107 @@ struct Pair {
   }
 };
 
-// What a warp has seen: sums of its own dimensions, the largest scores, and the weights' sums.
-struct Running {
-  float sum[kOwn][4];  // row tile warp + kBlockWarps * n: dimension 2 g, heads 2 t, 2 t + 1; then 2 g + 1
+// Sums over several sources: of TILES row tiles each warp has its own.
+template <int TILES>
+struct Merged {
+  static constexpr int kOwn = (TILES + kBlockWarps - 1) / kBlockWarps;
+  float4 sum[kOwn];  // of tile warp + kBlockWarps * n
   Pair largest, weight;
 
-  __device__ Running() : sum{}, largest{-INFINITY, -INFINITY}, weight{} {}
+  __device__ Merged() : sum{}, largest{-INFINITY, -INFINITY}, weight{0, 0} {}
 
-  // What weights relative to each of `others`, of which every lane has its own, count; what there is
-  // already is multiplied by as much less as it has become.
-  template <int N>
-  __device__ void share(const Pair (&others)[N], const Pair (&weights)[N], const Pair& factor, Pair (&counts)[N]) {
-    Pair most = others[0];
+  // Adds `count` sources in order, SOURCES at most, whose sums and metas lie so far apart: all loads are
+  // under way before the first is waited for. Global memory is read past the L1, as other multiprocessors
+  // wrote it.
+  template <bool GLOBAL, int SOURCES>
+  __device__ void add(const float4* sums, int apart, const float* metas, int metas_apart, int count, const Pair& factor) {
+    const int g = lane_id() / 4, t = lane_id() % 4, warp = whole_warp_id();
+    constexpr int kShares = (SOURCES + 7) / 8;  // of which a lane knows what the sums are relative to
+    Pair counts[kShares], weighs[kShares], most = {-INFINITY, -INFINITY};
 #pragma unroll
-    for (int i = 1; i < N; ++i) most = most.or_larger(others[i]);
+    for (int i = 0; i < kShares; ++i) {
+      float4 of = {-INFINITY, -INFINITY, 0, 0};
+      if (g + 8 * i < count) of = read<GLOBAL>(reinterpret_cast<const float4*>(metas + (g + 8 * i) * metas_apart) + t);
+      counts[i] = {of.x, of.y}, weighs[i] = {of.z, of.w};
+    }
+    float4 more[SOURCES][kOwn] = {};
+#pragma unroll
+    for (int s = 0; s < SOURCES; ++s) {
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) {
+        const int tile = warp + kBlockWarps * n;
+        if (s < count && tile < TILES) more[s][n] = read<GLOBAL>(sums + s * apart + 32 * tile + lane_id());
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kShares; ++i) most = most.or_larger(counts[i]);
     most = most.largest().or_larger(largest);
     const Pair less = largest.below(most, factor);
-    Pair more = {};
+    Pair added = {};
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      counts[i] = others[i].below(most, factor);
-      more.even = fmaf(counts[i].even, weights[i].even, more.even);
-      more.odd = fmaf(counts[i].odd, weights[i].odd, more.odd);
+    for (int i = 0; i < kShares; ++i) {
+      counts[i] = counts[i].below(most, factor);
+      added = {fmaf(counts[i].even, weighs[i].even, added.even), fmaf(counts[i].odd, weighs[i].odd, added.odd)};
     }
-    more = more.summed();
+    added = added.summed();
+    weight = {fmaf(weight.even, less.even, added.even), fmaf(weight.odd, less.odd, added.odd)};
     largest = most;
-    weight = {fmaf(weight.even, less.even, more.even), fmaf(weight.odd, less.odd, more.odd)};
+#pragma unroll
+    for (int n = 0; n < kOwn; ++n) sum[n].x *= less.even, sum[n].y *= less.odd, sum[n].z *= less.even, sum[n].w *= less.odd;
+#pragma unroll
+    for (int s = 0; s < SOURCES; ++s) {
+      if (s >= count) break;
+      const Pair times = counts[s / 8].shuffled(4 * (s % 8) + t);
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) {
+        const float4& by = more[s][n];
+        sum[n].x = fmaf(by.x, times.even, sum[n].x), sum[n].y = fmaf(by.y, times.odd, sum[n].y);
+        sum[n].z = fmaf(by.z, times.even, sum[n].z), sum[n].w = fmaf(by.w, times.odd, sum[n].w);
+      }
+    }
+  }
+
+  template <bool GLOBAL, class T>
+  __device__ static T read(const T* from) { return GLOBAL ? __ldcg(from) : *from; }
+
+  // Lanes of t = 0 to 3 hold all heads'.
+  __device__ float4 meta() const { return make_float4(largest.even, largest.odd, weight.even, weight.odd); }
+
+  __device__ void write_record(float* record) const {
+    const int warp = whole_warp_id();
 #pragma unroll
     for (int n = 0; n < kOwn; ++n) {
-      sum[n][0] *= less.even, sum[n][1] *= less.odd, sum[n][2] *= less.even, sum[n][3] *= less.odd;
+      const int tile = warp + kBlockWarps * n;
+      if (tile < TILES) reinterpret_cast<float4*>(record)[32 * tile + lane_id()] = sum[n];
     }
+    if (warp == 0 && lane_id() < 4) reinterpret_cast<float4*>(record)[32 * TILES + lane_id()] = meta();
   }
 
-  __device__ void add(int n, const float (&more)[4], const Pair& counts) {
-    sum[n][0] = fmaf(more[0], counts.even, sum[n][0]), sum[n][1] = fmaf(more[1], counts.odd, sum[n][1]);
-    sum[n][2] = fmaf(more[2], counts.even, sum[n][2]), sum[n][3] = fmaf(more[3], counts.odd, sum[n][3]);
-  }
-
-  // Adds the values of a block's tile, which `warps` warps have weighed.
-  __device__ void add(const Weighed& weighed, const uint4* slot, int warps, const Pair& factor) {
+  // Tile n is row tile `slice` + STEP * n.
+  template <int STEP>
+  __device__ void write_mixed(float* mixed, int slice, int heads) const {
     const int g = lane_id() / 4, t = lane_id() % 4;
-    const int of = g % kBlockWarps;
-    const bool there = g < kBlockWarps;
-    const Pair others[1] = {{weighed.largest[of][2 * t], weighed.largest[of][2 * t + 1]}};
-    const Pair all = {weighed.weight[of][2 * t], weighed.weight[of][2 * t + 1]};
-    const Pair weights[1] = {{there ? all.even : 0.0f, there ? all.odd : 0.0f}};
-    Pair counts[1];
-    share(others, weights, factor, counts);
-    constexpr int kBatch = 4;  // products that do not wait for each other
-    const uint4* limbs_of = weighed.limbs[0] + lane_id();
-    const unsigned* values = reinterpret_cast<const unsigned*>(slot + 2 * t * kValueChunks) + g + 8 * whole_warp_id();
-    int from = t;  // the lane that knows what the warp's weights count
-#pragma unroll 1
-    for (int first = 0; first < warps; first += kBatch) {
+    const float inverse[2] = {__fdividef(1.0f, weight.even), __fdividef(1.0f, weight.odd)};
 #pragma unroll
-      for (int w = 0; w < kBatch; ++w) {
-        const Pair count = counts[0].shuffled(from + 4 * w);
-        const uint4 limbs = limbs_of[32 * w];
+    for (int n = 0; n < kOwn; ++n) {
+      const float of[4] = {sum[n].x, sum[n].y, sum[n].z, sum[n].w};
 #pragma unroll
-        for (int n = 0; n < kOwn; ++n) {
-          if (kRowTiles % kBlockWarps && whole_warp_id() + kBlockWarps * n >= kRowTiles) continue;
-          const unsigned* tile = values + 4 * kValueChunks * kTile * w + 8 * kBlockWarps * n;
-          const unsigned v[4] = {tile[0], tile[4 * kValueChunks], tile[32 * kValueChunks], tile[36 * kValueChunks]};
-          // Rows g are even dimensions, rows g + 8 odd ones.
-          const unsigned paired[4] = {__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[0], v[1], 0x7632),
-                                      __byte_perm(v[2], v[3], 0x5410), __byte_perm(v[2], v[3], 0x7632)};
-          float more[4] = {};  // by itself, as tensor cores cut off what they add up
-          multiply(more, paired, {limbs.x, limbs.y});
-          multiply(more, paired, {limbs.z, limbs.w});
-          add(n, more, count);
-        }
+      for (int i = 0; i < 4; ++i) {
+        const int head = 2 * t + i % 2, tile = slice + STEP * (whole_warp_id() + kBlockWarps * n);
+        const int d = 16 * tile + g + i / 2 * 8;
+        if (head < heads && d < HEAD_DIM) mixed[head * HEAD_DIM + d] = of[i] * inverse[i % 2];
       }
-      limbs_of += 32 * kBatch, values += 4 * kValueChunks * kTile * kBatch, from += 4 * kBatch;
     }
   }
 };
 
-// -- merging -------------------------------------------------------------------------------------------------
+// Clusters: all blocks that take part arrive, with what they have written, and wait for the others.
+__device__ inline void arrive_in_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ inline void await_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
-// A block's sums as lanes hold them: [kRowTiles, 32 lanes], then largest and weight of the first four.
-__device__ inline void write_record(float* record, const Running& all) {
-  float4* to = reinterpret_cast<float4*>(record);
-#pragma unroll
-  for (int n = 0; n < kOwn; ++n) {
-    const int tile = whole_warp_id() + kBlockWarps * n;
-    if (tile < kRowTiles) to[32 * tile + lane_id()] = make_float4(all.sum[n][0], all.sum[n][1], all.sum[n][2], all.sum[n][3]);
-  }
-  if (threadIdx.x < 4) {
-    to[32 * kRowTiles + threadIdx.x] = make_float4(all.largest.even, all.largest.odd, all.weight.even, all.weight.odd);
-  }
-}
-
-// Adds records to `all`: N at a time, whose loads are all under way before the first is waited for, past
-// the L1, as other multiprocessors wrote them. The last N may overlap those before, which count once.
-template <int N>
-__device__ inline void add_records(const float* records, int splits, const Pair& factor, Running& all) {
-  constexpr int kShares = (N + 7) / 8;
-  const int g = lane_id() / 4, t = lane_id() % 4, warp = whole_warp_id();
-#pragma unroll 1
-  for (int taken = 0; taken < splits; taken += N) {
-    const int first = min(taken, splits - N);
-    const float4* from = reinterpret_cast<const float4*>(records + first * kRecord);
-    Pair others[kShares], weights[kShares], counts[kShares];
-#pragma unroll
-    for (int i = 0; i < kShares; ++i) {
-      const int n = g % N + 8 * i;
-      const bool counted = g < N && first + n >= taken;
-      const float4 of = __ldcg(from + n * (kRecord / 4) + 32 * kRowTiles + t);
-      others[i] = {counted ? of.x : -INFINITY, counted ? of.y : -INFINITY};
-      weights[i] = {counted ? of.z : 0.0f, counted ? of.w : 0.0f};
-    }
-    float4 sums[N][kOwn] = {};
-#pragma unroll
-    for (int s = 0; s < N; ++s) {
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) {
-        const int tile = warp + kBlockWarps * n;
-        if (kRowTiles % kBlockWarps && tile >= kRowTiles) continue;
-        sums[s][n] = __ldcg(from + s * (kRecord / 4) + 32 * tile + lane_id());
-      }
-    }
-    all.share(others, weights, factor, counts);
-#pragma unroll
-    for (int s = 0; s < N; ++s) {
-      const Pair of = counts[s / 8].shuffled(4 * (s % 8) + t);
-#pragma unroll
-      for (int n = 0; n < kOwn; ++n) all.add(n, {sums[s][n].x, sums[s][n].y, sums[s][n].z, sums[s][n].w}, of);
-    }
-  }
-}
-
-// The sums of all blocks, in order.
-__device__ inline Running merge(const float* records, int splits, const Pair& factor) {
-  Running all;
-  if (kOwn == 1 && splits >= 16) {
-    add_records<16>(records, splits, factor, all);
-  } else if (kOwn <= 2 && splits >= 8) {
-    add_records<8>(records, splits, factor, all);
-  } else if (splits >= 4) {
-    add_records<4>(records, splits, factor, all);
-  } else {
-    add_records<2>(records, splits, factor, all);
-  }
-  return all;
-}
-
-__device__ inline void write_mixed(float* mixed, const Running& all, int heads) {
-  const int g = lane_id() / 4, t = lane_id() % 4, warp = whole_warp_id();
-  const float inverse[2] = {__fdividef(1.0f, all.weight.even), __fdividef(1.0f, all.weight.odd)};
-#pragma unroll
-  for (int n = 0; n < kOwn; ++n) {
-    const int d = 16 * (warp + kBlockWarps * n) + 2 * g;
-    if (d >= HEAD_DIM) continue;
-#pragma unroll
-    for (int odd = 0; odd < 2; ++odd) {
-      if (2 * t + odd >= heads) continue;
-      float2* to = reinterpret_cast<float2*>(mixed + (2 * t + odd) * HEAD_DIM + d);
-      *to = {all.sum[n][odd] * inverse[odd], all.sum[n][odd + 2] * inverse[odd]};
-    }
-  }
+// Writes to where `to`, of this block's shared memory, lies in another block of the cluster.
+__device__ inline void send(const float4* to, int rank, const float4& four) {
+  asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5}; }" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "r"(rank), "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w) : "memory");
 }
 
 // Counts this thread in, behind all that it, and whom it has met before, have written; returns how many
@@ -696,44 +695,56 @@ __device__ inline bool arrives_last(unsigned* counter, unsigned blocks) {
   return last;
 }
 
-// The positions of a block: its chunk of all that there are.
+// The positions of a block: its chunk of all that there are, in tiles of a warp.
 struct Chunk {
   int begin, end, splits;
-  __device__ Chunk(int positions, int most_splits, int split) {
-    const int each = (positions + most_splits - 1) / most_splits;
-    const int chunk = positions <= kUnsplit ? kUnsplit : max(kLeast, (each + kTile - 1) / kTile * kTile);
-    splits = (positions + chunk - 1) / chunk;
-    begin = split * chunk, end = min(positions, begin + chunk);
+  __device__ Chunk(int positions, int most_splits, int split) : begin(0), end(positions), splits(1) {
+    if (positions <= kUnsplit) return;
+    const int tiles = (positions + kTile - 1) / kTile;
+    const int clusters = min(most_splits / kCluster, (positions + kCluster * kLeast - 1) / (kCluster * kLeast));
+    splits = clusters * kCluster;
+    const int each = tiles / splits, longer = tiles - each * splits;
+    begin = (split * each + min(split, longer)) * kTile;
+    end = min(positions, begin + (each + (split < longer)) * kTile);
   }
 };
+static_assert(kUnsplit >= kTile * kCluster, "every block of a cluster has a tile");
 
 // Block (kv head, subgroup of its query heads, split): those that have work come first. Shared
-// memory: slots of values, [kSlots, kBlockTile, kValueChunks] (kernels/attention.py).
-extern "C" __global__ void __launch_bounds__(kBlockThreads, kBlocks) attend(const AttendArgs a) {
-  extern __shared__ __align__(16) uint4 slots[];
+// memory: a ring of slots for each warp, [kBlockWarps, slots, kTile, kRowChunks] (kernels/attention.py).
+extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) attend(const AttendArgs a) {
+  extern __shared__ __align__(16) uint4 rings[];
   __shared__ Shared shared;
   // Whatever moved the position, or filled the cache before it, ran two kernels ago or earlier: both
   // are read while the predecessor still runs.
   const int last = __ldcg(&a.state->position), split = blockIdx.z;
   const Chunk chunk(last + 1, gridDim.z, split);
   if (split >= chunk.splits) return;
+  if (kCluster > 1 && chunk.splits > 1) arrive_in_cluster();
 
   const int kv_head = blockIdx.x, row = a.kv_heads * HEAD_DIM, end = chunk.end;
-  const int filled = min(last, end);  // the last position itself comes from qkv
-  const Cached cached_keys = {a.keys + kv_head * HEAD_DIM, row, filled, last};
-  const Cached cached_values = {a.values + kv_head * HEAD_DIM, row, filled, last};
-  int mine = chunk.begin + whole_warp_id() * kTile;
-  Keys keys;
-  if (mine < end) keys.read(cached_keys, mine);
-#pragma unroll
-  for (int n = 0; n < kSlots; ++n) ask_for_values(cached_values, chunk.begin + n * kBlockTile, end, slots + n * kSlot);
-
+  const int warp = whole_warp_id(), slots = a.slots;
+  uint4* ring = rings + warp * slots * kSlot;
+  int mine = chunk.begin + warp * kTile;
+  // Tiles of keys and values in turn are asked for; `asked` is the next one's first position.
+  int asked = mine;
+  bool of_values = false;
+  const auto ask = [&](uint4* slot) {
+    ask_for({(of_values ? a.values : a.keys) + kv_head * HEAD_DIM, row, last}, asked, end, slot);
+    if (of_values) asked += kBlockTile;
+    of_values = !of_values;
+  };
   const int before = blockIdx.y * kHeads, heads = min(kHeads, GROUP - before);
   const int first_head = kv_head * GROUP + before;
+  // The last tile is under way already: the position's own row is written straight into it.
+  const bool at_once = end - chunk.begin <= kBlockTile;
   const bool preparing = warp_id() < (kPreparing * (kHeads + 2) + 31) / 32;
   Preparation prepared;
   if (preparing) prepared.ask(a, head_to_prepare(a.kv_heads, first_head, heads, end == last + 1));
-  clear_padding(shared);
+#pragma unroll 1
+  for (int n = 0; n < slots; ++n) ask(ring + n * kSlot);
+  if (preparing) prepared.bound_norm();
+  clear_padding(shared, ring, slots);
 
   take_over();
   if (preparing) {
@@ -746,57 +757,94 @@ extern "C" __global__ void __launch_bounds__(kBlockThreads, kBlocks) attend(cons
     } else if (prepared.wanted) {
       const bool key = prepared.index == kHeads;
       __half* cached = (key ? a.keys : a.values) + static_cast<long long>(last) * row + kv_head * HEAD_DIM;
-      prepared.store_fresh(shared, cached, last, row);
+      uint4* fresh = shared.fresh[key ? 0 : 1];
+      if (at_once) fresh = rings + ((last - chunk.begin) / kTile * slots + (key ? 0 : 1)) * kSlot + (last - chunk.begin) % kTile * kRowChunks;
+      prepared.store_fresh(fresh, cached, last, row);
       if (key && a.trace_k != nullptr) prepared.store_trace(a.trace_k + kv_head * HEAD_DIM);
     }
   }
   __syncthreads();
 
-  Running so_far;
-  const float own_factor = shared.factor[lane_id() / 4];
   const Pair factor = {shared.factor[lane_id() % 4 * 2], shared.factor[lane_id() % 4 * 2 + 1]};
-  int slot = 0, parity = 0;
-#pragma unroll 1
-  for (int first = chunk.begin; first < end; first += kBlockTile) {
-    Weighed& weighed = shared.weighed[parity];
-    uint4* values = slots + slot * kSlot;
-    if (mine < end) {
-      if (last - mine < kTile) {
-        keys.put(shared.fresh[0], last - mine);
-        uint4* fresh = values + (warp_id() * kTile + last - mine) * kValueChunks;
-        for (int n = lane_id(); n < kChunks; n += 32) fresh[n] = shared.fresh[1][n];
+  if (mine < end) {
+    Running so_far;
+    const Queries queries(shared);
+    const float own_factor = shared.factor[lane_id() / 4];
+    uint4* slot = ring;
+    // The next tile of the ring, with the position's own row if it is there.
+    const auto await = [&](const uint4* fresh) {
+      if (slots > 2) {
+        await_copies<2>();
+      } else {
+        await_copies<1>();
       }
+      __syncwarp();
+      if (last - mine < kTile && !at_once) {
+        for (int n = lane_id(); n < kChunks; n += 32) slot[(last - mine) * kRowChunks + n] = fresh[n];
+        __syncwarp();
+      }
+    };
+    // All lanes have read it: there is room for another.
+    const auto next = [&] {
+      __syncwarp();
+      ask(slot);
+      slot = slot + kSlot == ring + slots * kSlot ? ring : slot + kSlot;
+    };
+#pragma unroll 1
+    for (; mine < end; mine += kBlockTile) {
       float scores[4];
-      score(shared, keys, end - mine, scores);
-      mine += kBlockTile;
-      if (mine < end) keys.read(cached_keys, mine);
-      weigh(scores, own_factor, weighed);
-    } else {
-      weigh_nothing(weighed);
+      await(shared.fresh[0]);
+      score(shared, queries, slot, end - mine, scores);
+      next();
+      const uint4 limbs = so_far.weigh(scores, own_factor);
+      await(shared.fresh[1]);
+      so_far.add(limbs, slot);
+      next();
     }
-    if (first == chunk.begin) {
-      await_copies<kSlots - 1>();
-    } else {
-      await_copies<kSlots < 2 ? 0 : kSlots - 2>();
-    }
-    __syncthreads();
-    // All are done with the tile before this one.
-    if (kSlots > 1 && first > chunk.begin) {
-      ask_for_values(cached_values, first + (kSlots - 1) * kBlockTile, end, slots + (slot + kSlots - 1) % kSlots * kSlot);
-    }
-    so_far.add(weighed, values, min(kBlockWarps, (end - first + kTile - 1) / kTile), factor);
-    if constexpr (kSlots == 1) {
-      __syncthreads();
-      ask_for_values(cached_values, first + kBlockTile, end, slots);
-    }
-    slot = slot + 1 < kSlots ? slot + 1 : 0, parity ^= 1;
+    so_far.write(reinterpret_cast<float4*>(ring), shared.meta[warp]);
+  }
+  __syncthreads();
+
+  Merged<kRowTiles> block;
+  const int warps = min(kBlockWarps, (end - chunk.begin + kTile - 1) / kTile);
+  block.add<false, kBlockWarps>(reinterpret_cast<const float4*>(rings), slots * kSlot, shared.meta[0], kMeta, warps, factor);
+  float* mixed = a.mixed + first_head * HEAD_DIM;
+  if (chunk.splits == 1) {
+    block.write_mixed<1>(mixed, 0, heads);
+    return;
   }
 
-  if (chunk.splits > 1) {
-    float* records = a.partial + static_cast<long long>(kv_head * gridDim.y + blockIdx.y) * gridDim.z * kRecord;
-    write_record(records + split * kRecord, so_far);
-    if (!arrives_last(a.arrived + first_head, chunk.splits)) return;
-    so_far = merge(records, chunk.splits, factor);
+  const int rank = split % kCluster, cluster = split / kCluster, clusters = chunk.splits / kCluster;
+  Merged<kSliceTiles> slice;
+  if constexpr (kCluster > 1) {
+    await_cluster();  // that all blocks have begun
+#pragma unroll
+    for (int n = 0; n < block.kOwn; ++n) {
+      const int tile = warp + kBlockWarps * n;
+      if (tile < kRowTiles) send(shared.inbox[rank] + tile / kSlices * 32 + lane_id(), tile % kSlices, block.sum[n]);
+    }
+    for (int to = warp; to < kSlices; to += kBlockWarps) {  // a large head's warps are fewer
+      if (lane_id() < 4) send(shared.inbox_meta[rank] + lane_id(), to, block.meta());
+    }
+    arrive_in_cluster();
+    if (rank >= kSlices || warp >= kSliceTiles) return;
+    await_cluster();
+    slice.template add<false, kCluster>(shared.inbox[0], 32 * kSliceTiles, reinterpret_cast<float*>(shared.inbox_meta[0]), kMeta, kCluster, factor);
+  } else {
+    for (int n = 0; n < block.kOwn; ++n) slice.sum[n] = block.sum[n];
+    slice.largest = block.largest, slice.weight = block.weight;
   }
-  write_mixed(a.mixed + first_head * HEAD_DIM, so_far, heads);
+  if (clusters > 1) {
+    const int group = kv_head * kSubgroups + blockIdx.y;
+    float* records = a.partial + static_cast<long long>(group) * gridDim.z * kRecord + rank * kSliceRecord;
+    slice.write_record(records + cluster * kRecord);
+    if (!arrives_last(a.arrived + group * kSlices + rank, clusters)) return;
+    slice = {};
+#pragma unroll 1
+    for (int first = 0; first < clusters; first += kRecords) {
+      const float* from = records + first * kRecord;
+      slice.template add<true, kRecords>(reinterpret_cast<const float4*>(from), kRecord / 4, from + 128 * kSliceTiles, kRecord, min(kRecords, clusters - first), factor);
+    }
+  }
+  slice.template write_mixed<kSlices>(mixed, rank, heads);
 }

@@ -27,6 +27,7 @@ ATTEND = struct(
     ("trace_q", POINTER),
     ("trace_k", POINTER),
     ("kv_heads", np.int32),
+    ("slots", np.int32),
     ("eps", np.float32),
 )
 FAMILY = Family(
@@ -38,6 +39,8 @@ FAMILY = Family(
 _MOST_HEADS = 8  # query heads of a block (kHeads)
 _COLUMNS = 8  # heads that a tensor core takes (kColumns)
 _TILE = 16  # positions that a warp weighs at a time (kTile)
+_SLOTS, _LEAST_SLOTS = 3, 2  # of a warp's ring, where there is room; at least
+_CLUSTER = 8  # blocks of a cluster, where there are clusters (kCluster)
 
 
 class Attention:
@@ -48,14 +51,19 @@ class Attention:
         self._attend = program.kernel(FAMILY, "attend")
         heads = program.heads
         self._subgroups = -(-heads.group // min(_MOST_HEADS, heads.group))
-        # A block a multiprocessor; more would only be more to merge.
-        blocks = program.device.multiprocessors
-        self._splits = max(1, blocks // (kv_heads * self._subgroups))
-        self._record = 128 * _row_tiles(heads) + 2 * _COLUMNS  # kRecord
+        # Whole clusters, a block a multiprocessor. Not all multiprocessors are of a part of the GPU
+        # that has eight left (an H200 of 132 runs 15 clusters), and one that has to wait for
+        # another to end costs as much again.
+        clusters = program.device.multiprocessors // _CLUSTER - 1
+        self._splits = _CLUSTER * max(1, clusters // (kv_heads * self._subgroups))
+        self._record = 8 * (128 * -(-_row_tiles(heads) // 8) + 2 * _COLUMNS)  # kRecord
         self._warps = _warps(heads)
+        fits = shared_bytes(heads, _SLOTS) <= program.device.shared_bytes
+        self._slots = _SLOTS if fits else _LEAST_SLOTS
         # More than half of what there is: two on one multiprocessor would leave another idle.
-        declared = shared_bytes(heads) - values_bytes(heads)
-        self._shared = max(values_bytes(heads), program.device.shared_bytes // 2 - declared)
+        ring = ring_bytes(heads, self._slots)
+        declared = shared_bytes(heads, self._slots) - ring
+        self._shared = max(ring, program.device.shared_bytes // 2 - declared)
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -110,6 +118,7 @@ class Attention:
                 "trace_q": trace_q,
                 "trace_k": trace_k,
                 "kv_heads": self._kv_heads,
+                "slots": self._slots,
                 "eps": eps,
             },
             grid=(self._kv_heads, self._subgroups, self._splits),
@@ -119,20 +128,26 @@ class Attention:
         )
 
 
-def values_bytes(heads: Heads) -> int:
-    """Shared memory that ``attend`` is launched with, at least: slots of tiles of values."""
-    slots = 2 if heads.head_dim <= 256 else 1  # kSlots
-    return slots * _warps(heads) * _TILE * 16 * (2 * _row_tiles(heads) + 1)  # kValueChunks
+def ring_bytes(heads: Heads, slots: int) -> int:
+    """Shared memory that ``attend`` is launched with, at least: a ring of tiles for each warp."""
+    return slots * _warps(heads) * _TILE * 16 * (2 * _row_tiles(heads) + 1)  # kRowChunks
 
 
-def shared_bytes(heads: Heads) -> int:
-    """Shared memory that a block of ``attend`` needs, with what it declares (``Shared``)."""
-    chunks = -(-heads.head_dim // 8)
-    loads = -(-chunks // 4)  # kKeyLoads
-    query = _COLUMNS * (8 * loads + 1)  # kQueryFours
-    weighed = 2 * _warps(heads) * (32 * 16 + 2 * 4 * _COLUMNS)
+def shared_bytes(heads: Heads, slots: int = _LEAST_SLOTS, *, clusters: bool = True) -> int:
+    """Shared memory that a block of ``attend`` needs, with what it declares (``Shared``).
+
+    At least, unless ``slots`` says otherwise.
+    """
+    cluster = _CLUSTER if clusters else 1
+    tiles, group = _row_tiles(heads), heads.group
+    subgroups = -(-group // min(_MOST_HEADS, group))
+    slices = 1 << min(cluster, tiles, group // subgroups).bit_length() - 1  # kSlices
+    query = _COLUMNS * (8 * -(-tiles // 2) + 2)  # kQueryFours
+    fresh = 2 * -(-heads.head_dim // 8)
+    inbox = cluster * 32 * -(-tiles // slices)
+    metas = (_warps(heads) + cluster) * 2 * _COLUMNS * 4
     last = 16  # whether the block arrives last, and what aligns it
-    return values_bytes(heads) + 16 * (query + 2 * chunks) + 4 * _COLUMNS + weighed + last
+    return ring_bytes(heads, slots) + 16 * (query + fresh + inbox) + 4 * _COLUMNS + metas + last
 
 
 def _warps(heads: Heads) -> int:

@@ -42,7 +42,18 @@ _ASM = {
     r'asm volatile\("" : "\+f"\(.*?\)\);': ";",
     r'asm volatile\("atom\.acq_rel\.gpu\.global\.add\.u32 .*?"memory"\);': "before = (*counter)++;",
     # Copies happen at once.
-    r'asm volatile\("cp\.async\.cg\.shared\.global .*?"memory"\);': "memcpy(to, from, 16);",
+    r'asm volatile\("cp\.async\.cg\.shared\.global .*?"memory"\);': (
+        "there ? (void)memcpy(to, from, 16) : (void)memset(to, 0, 16);"
+    ),
+    r'asm volatile\("ldmatrix\.sync\.aligned\.m8n8\.x4\.shared\.b16 .*?"memory"\);': (
+        "ldmatrix_x4(d, from, false);"
+    ),
+    r'asm volatile\("ldmatrix\.sync\.aligned\.m8n8\.x4\.trans\.shared\.b16 .*?"memory"\);': (
+        "ldmatrix_x4(d, from, true);"
+    ),
+    # There are no clusters: a block is one by itself, and never comes here.
+    r'asm volatile\("barrier\.cluster\..*?"memory"\);': "abort();",
+    r'asm volatile\("{ \.reg \.b32 there; mapa\..*?"memory"\);': "abort();",
     r'asm volatile\("cp\.async\.(commit|wait)_group.*?"memory"\);': ";",
 }
 _DYNAMIC = re.compile(r"extern __shared__ __align__\(16\) (\w+) (\w+)\[\];")

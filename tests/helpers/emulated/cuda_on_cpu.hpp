@@ -355,3 +355,18 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
     }
   }
 }
+
+// ldmatrix.m8n8.x4: lane 8 i + r says where row r of matrix i lies; d[i] is its row g, columns 2 t and
+// 2 t + 1, or, transposed, its column g, rows 2 t and 2 t + 1.
+inline void ldmatrix_x4(uint32_t (&d)[4], const void* from, bool transposed) {
+  const uint16_t* rows[32];
+  emulated::exchange(from, [&](auto value, int) {
+    for (int l = 0; l < 32; ++l) rows[l] = static_cast<const uint16_t*>(value(l));
+    return 0;
+  });
+  const int lane = emulated::current & 31, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    const auto at = [&](int column) { return transposed ? rows[8 * i + column][g] : rows[8 * i + g][column]; };
+    d[i] = at(2 * t) | static_cast<uint32_t>(at(2 * t + 1)) << 16;
+  }
+}
