@@ -106,14 +106,10 @@ __device__ inline uint4 read_chunk(const __half* from, int left) {
   return read;
 }
 
-// Sixteen bytes from global to shared memory, or as many zeros, without a register and past the L1.
-__device__ inline void copy_async(void* to, const void* from, bool there) {
+// As copy_async, or as many zeros.
+__device__ inline void copy_or_clear(void* to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until no more than PENDING of this thread's last commits are under way.
-template <int PENDING>
-__device__ inline void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 
 // A key-value head of the cache: its first position, and which there are.
 struct Cached {
@@ -136,7 +132,7 @@ __device__ inline void ask_for(const Cached& cached, int first, int end, uint4* 
     uint4* to = slot + index * kRowChunks + chunk;
 #pragma unroll
     for (int n = 0; n < kTile; n += kRows) {
-      if (n != there) copy_async(to + n * kRowChunks, from + n * cached.row, n < there);
+      if (n != there) copy_or_clear(to + n * kRowChunks, from + n * cached.row, n < there);
     }
   } else {
 #pragma unroll 1
@@ -145,7 +141,7 @@ __device__ inline void ask_for(const Cached& cached, int first, int end, uint4* 
       uint4* to = slot + index * kRowChunks + chunk;
       if (position == cached.last) continue;
       if constexpr (HEAD_DIM % 8 == 0) {
-        copy_async(to, cached.at(position) + 8 * chunk, position < cached.last);
+        copy_or_clear(to, cached.at(position) + 8 * chunk, position < cached.last);
       } else {
         *to = read_chunk(cached.at(position) + 8 * chunk, position < cached.last ? HEAD_DIM - 8 * chunk : 0);
       }

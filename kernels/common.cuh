@@ -86,6 +86,25 @@ __device__ inline float warp_max(float value) {
   return value;
 }
 
+// Eight neighbouring values, of a vector that other kernels write: read past the L1, which may hold
+// another layer's where a kernel began early.
+__device__ inline void read_eight(const float* from, float (&into)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
+    into[i] = four.x, into[i + 1] = four.y, into[i + 2] = four.z, into[i + 3] = four.w;
+  }
+}
+
+// Sixteen bytes from global to shared memory, without a register and past the L1.
+__device__ inline void copy_async(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until no more than PENDING of this thread's last commits are under way.
+template <int PENDING>
+__device__ inline void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+
 // Whether this block is the last of `blocks` to arrive; resets the counter for the next launch.
 // All that the blocks wrote to global memory before is visible to the last one.
 __device__ inline bool last_to_arrive(unsigned* counter, unsigned blocks) {

@@ -103,10 +103,11 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) gate
     const int slot = groups.of(item), row = (expert_of(chosen, slot) - slot) * groups.by + item;
     return part < superblocks ? tile_of(a.gate, row, part) : tile_of(a.up, row, part - superblocks);
   };
-  const FixedInput in = stage_fixed<true, 1>(a.x, a.gate.columns, a.norm, staged, [&] {
-    choose<kTiledThreads>(a.choosing, choice);
-    stream.begin(source);
-  });
+  // The residual was written two kernels before this one: it is there, while the router still runs.
+  const FixedInput in = stage_fixed<true, 1, true>(a.x, a.gate.columns, a.norm, staged);
+  take_over();
+  choose<kTiledThreads>(a.choosing, choice);
+  stream.begin(source);
   stream.run(in, source, [&] { find_scale(in, a.eps); }, NothingBefore(),
              [&](int item, int row, const float* products, float) {
                // Results lie one item behind the other, as [top_k, width].
@@ -248,6 +249,7 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) down
   if (whole_warp_id() == 0) weigh(chosen);
   stream.begin(source);
   const FixedInput in = stage_fixed<false, 2>(a.gated, columns, nullptr, staged);
+  __syncthreads();
   stream.run(
       in, source, Nothing(), [&](int item, int row) { return __ldcg(a.residual + item * kTileRows + row); },
       [&](int item, int row, const float* products, float before) {

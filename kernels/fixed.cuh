@@ -15,6 +15,7 @@ constexpr int kLimbPadding = 32;    // bytes between limbs: they then lie in dif
 
 struct FixedInput {
   const int8_t* limbs;   // [3, stride]
+  const int8_t* zeros;   // [kUnit]: what is multiplied where nothing is wanted
   const float* sums;     // [columns / 32], of values
   const float* units;    // [columns / 256]
   const float* squares;  // [columns / 256]: sums of x^2, of what an RMSNorm is to be applied to
@@ -25,29 +26,20 @@ struct FixedInput {
 // Bytes of shared memory that `columns` values take, a multiple of 16; kernels/launch.py computes the
 // same.
 __host__ __device__ constexpr int fixed_bytes(int columns) {
-  return (3 * (columns + kLimbPadding) + columns / 32 * 4 + columns / kUnit * 8 + 4 + 15) / 16 * 16;
+  return (kUnit + 3 * (columns + kLimbPadding) + columns / 32 * 4 + columns / kUnit * 8 + 4 + 15) / 16 * 16;
 }
 
 __device__ inline FixedInput fixed_input(uint8_t* memory, int columns) {
   FixedInput in;
   in.columns = columns;
   in.stride = columns + kLimbPadding;
-  in.limbs = reinterpret_cast<int8_t*>(memory);
-  in.sums = reinterpret_cast<float*>(memory + 3 * in.stride);
+  in.zeros = reinterpret_cast<int8_t*>(memory);
+  in.limbs = in.zeros + kUnit;
+  in.sums = reinterpret_cast<float*>(memory + kUnit + 3 * in.stride);
   in.units = in.sums + columns / 32;
   in.squares = in.units + columns / kUnit;
   in.scale = in.squares + columns / kUnit;
   return in;
-}
-
-// Eight neighbouring values, of a vector that other kernels write: read past the L1, which may hold
-// another layer's where a kernel began early.
-__device__ inline void read_eight(const float* from, float (&into)[8]) {
-#pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
-    into[i] = four.x, into[i + 1] = four.y, into[i + 2] = four.z, into[i + 3] = four.w;
-  }
 }
 
 // One warp: values 8 * lane and on of 256 become fixed point.
@@ -91,15 +83,14 @@ __device__ inline void fix_group(const FixedInput& in, int group, const float (&
   if (lane_id() == 0) const_cast<float*>(in.units)[group] = unit;
 }
 
-// Waits for the predecessor, then stages x [columns] into `memory` (fixed_bytes(columns)). If NORMED,
-// `norm` [columns] is the weight of an RMSNorm to apply; its scale is left out (`find_scale`). A
-// warp asks for HELD groups of 256 at once; `meanwhile` runs while they are on their way.
+// Stages x [columns] in `memory` (fixed_bytes(columns)), behind the predecessor's end unless EARLY, for
+// the block to read behind its next barrier. If NORMED, `norm` [columns] is the weight of an RMSNorm to
+// apply; its scale is left out (`find_scale`). A warp asks for HELD groups of 256 at once.
 //
 // Here as everywhere around tiles code is kept short and its loops rolled: a kernel of some
 // microseconds runs most of its code once, some cycles for each instruction, whatever it does.
-template <bool NORMED, int HELD, class Meanwhile = Nothing>
-__device__ inline FixedInput stage_fixed(const float* x, int columns, const float* norm, uint8_t* memory,
-                                         Meanwhile meanwhile = {}) {
+template <bool NORMED, int HELD, bool EARLY = false>
+__device__ inline FixedInput stage_fixed(const float* x, int columns, const float* norm, uint8_t* memory) {
   static_assert(HELD == 1 || HELD == 2, "one group or two");
   const FixedInput in = fixed_input(memory, columns);
   const int groups = columns / kUnit;
@@ -108,16 +99,10 @@ __device__ inline FixedInput stage_fixed(const float* x, int columns, const floa
     if (group < groups) read_eight(from + group * kUnit + 8 * lane_id(), into);
   };
   if (NORMED) read(norm, whole_warp_id(), weight);
-  take_over();
+  if (threadIdx.x < kUnit / 4) const_cast<int*>(reinterpret_cast<const int*>(in.zeros))[threadIdx.x] = 0;
+  if (!EARLY) take_over();
 #pragma unroll
   for (int h = 0; h < HELD; ++h) read(x, whole_warp_id() + h * kTiledWarps, value[h]);
-  meanwhile();
-  // Nothing that needs the values may be moved ahead of that: it would wait for them.
-#pragma unroll
-  for (int h = 0; h < HELD; ++h) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) asm volatile("" : "+f"(value[h][i]));
-  }
 #pragma unroll 1
   for (int group = whole_warp_id(); group < groups; group += kTiledWarps) {
     if (NORMED) {
@@ -138,7 +123,6 @@ __device__ inline FixedInput stage_fixed(const float* x, int columns, const floa
     if (NORMED) read(norm, group + kTiledWarps, weight);
     read(x, group + HELD * kTiledWarps, value[HELD - 1]);
   }
-  __syncthreads();
   return in;
 }
 

@@ -172,7 +172,7 @@ class TileStream:
 
 def fixed_bytes(columns: int) -> int:
     """Shared memory of an input staged as fixed point (``fixed.cuh``)."""
-    limbs = 3 * (columns + _LIMB_PADDING)
+    limbs = SUPERBLOCK + 3 * (columns + _LIMB_PADDING)
     return (limbs + columns // 32 * 4 + columns // SUPERBLOCK * 8 + 4 + 15) // 16 * 16
 
 

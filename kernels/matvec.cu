@@ -68,6 +68,7 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) qkv_
   TileStream<2> stream({q_rows + k_rows + a.v.rows / kTileRows, superblocks, a.batch}, memory, slot);
   stream.begin(source);
   const FixedInput in = stage_fixed<true, 1>(a.x, a.q.columns, a.norm, stream.behind());
+  __syncthreads();
   // Results of the three lie one behind the other.
   stream.run(in, source, [&] { find_scale(in, a.eps); }, NothingBefore(),
              [&](int item, int row, const float* products, float) {
@@ -109,6 +110,7 @@ __device__ inline FixedInput for_each_tiled_row(const Matrix& m, int batch, cons
   TileStream<DEPTH> stream({m.rows / kTileRows, superblocks, batch}, memory, tile_bytes(m.format));
   stream.begin(source);
   const FixedInput in = stage_fixed<NORMED, 1>(x, m.columns, norm, stream.behind());
+  __syncthreads();
   stream.run(
       in, source,
       [&] {

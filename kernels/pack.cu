@@ -16,10 +16,10 @@ __device__ inline uint32_t unaligned(const uint8_t* at) {
   return half[0] | static_cast<uint32_t>(half[1]) << 16;
 }
 
-// Where a word of a tile's low bits comes from: lane (row, pair) of chunk j holds the words of rows
-// row and row + 8 with columns 8 * pair .. 8 * pair + 3, then of both with the four behind.
+// Where a word of a tile's quants comes from: lane (row, pair) of chunk j holds the words of rows row and
+// row + 8 with columns 8 * pair .. 8 * pair + 3, then of both with the four behind.
 struct WordPlace {
-  int chunk, row, column;
+  int chunk, row, column;  // the column within 32
   __device__ explicit WordPlace(int index) {
     const int lane = index % 128 / 4, i = index & 3;
     chunk = index / 128;
@@ -38,32 +38,26 @@ __device__ inline uint32_t word_q4_k(Block block, int index) {
   return reinterpret_cast<const uint32_t*>(block((index - 512) / 4))[index & 3];  // heads
 }
 
-// The low four (UPPER: the high two) bits of a column's quant.
-template <bool UPPER>
-__device__ inline uint32_t q6_bits(const uint8_t* block, int column) {
+// A quant, less 32, as six bits of two's complement.
+__device__ inline uint32_t quant_q6_k(const uint8_t* block, int column) {
   const int half = column / 128, run = column / 32 % 4, l = column % 32;
-  if (UPPER) return block[128 + 32 * half + l] >> (2 * run) & 3;
-  return block[64 * half + 32 * (run & 1) + l] >> (run & 2 ? 4 : 0) & 15;
+  const uint32_t low = block[64 * half + 32 * (run & 1) + l] >> (run & 2 ? 4 : 0) & 15;
+  const uint32_t upper = block[128 + 32 * half + l] >> (2 * run) & 3;
+  return (low | upper << 4) ^ 32;
 }
 
 template <class Block>
 __device__ inline uint32_t word_q6_k(Block block, int index) {
   uint32_t packed = 0;
-  if (index < 512) {
+  if (index < 768) {
+    // For each four groups of 32 three words: a byte's upper six bits are a quant of that word's group,
+    // the lower two are of the fourth group's, its highest in the first word.
+    const int first = index / 384 * 4, which = index / 128 % 3;
     const WordPlace at(index);
     for (int b = 0; b < 4; ++b) {
-      const int column = 64 * at.chunk + at.column + b;
-      packed |= (q6_bits<false>(block(at.row), column) | q6_bits<false>(block(at.row), column + 32) << 4) << (8 * b);
-    }
-  } else if (index < 768) {
-    // Upper bits of four groups of 32 a lane; field i of a byte belongs to the lane's word i. Their
-    // highest is turned over: with it the quant is 32 less, in two's complement.
-    const int group = (index - 512) / 128 * 4 + (index & 3), lane = (index - 512) % 128 / 4;
-    for (int i = 0; i < 4; ++i) {
-      const WordPlace place(4 * lane + i);
-      for (int b = 0; b < 4; ++b) {
-        packed |= (q6_bits<true>(block(place.row), 32 * group + place.column + b) ^ 2) << (8 * b + 2 * i);
-      }
+      const int column = 32 * first + at.column + b;
+      const uint32_t own = quant_q6_k(block(at.row), column + 32 * which), fourth = quant_q6_k(block(at.row), column + 96);
+      packed |= (own << 2 | (fourth >> (4 - 2 * which) & 3)) << (8 * b);
     }
   } else if (index < 832) {
     packed = unaligned(block((index - 768) / 4) + 192 + 4 * (index & 3));  // scales

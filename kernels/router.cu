@@ -15,32 +15,25 @@ static_assert(sizeof(RouteArgs) == ROUTE_ARGS_BYTES, "differs from kernels/route
 // Rows of plain floats, a block each, where the sum may be taken in any order: a thread holds its
 // columns of row and norm before the predecessor has ended, and the norm's scale is left to the end.
 constexpr bool kHeldRows = ACCUMULATOR == F32 && !ROUND_ACTIVATIONS;
-constexpr int kHeldColumns = 8;  // of a thread at a time
+constexpr int kHeldColumns = 8;  // of a thread at a time (read_eight)
 
 __device__ inline void held_row(const RouteArgs& a) {
   __shared__ float products[kWarps], squares[kWarps];
   const int columns = a.router.columns, mine = kHeldColumns * threadIdx.x;
   const float* row = reinterpret_cast<const float*>(a.router.base) + static_cast<long long>(blockIdx.x) * columns;
-  const auto read = [](const float* from, float (&into)[kHeldColumns]) {
-#pragma unroll
-    for (int i = 0; i < kHeldColumns; i += 4) {
-      const float4 four = __ldcg(reinterpret_cast<const float4*>(from + i));
-      into[i] = four.x, into[i + 1] = four.y, into[i + 2] = four.z, into[i + 3] = four.w;
-    }
-  };
   float weight[kHeldColumns] = {}, norm[kHeldColumns] = {}, x[kHeldColumns];
   if (mine < columns) {
-    read(row + mine, weight);
-    read(a.norm + mine, norm);
+    read_eight(row + mine, weight);
+    read_eight(a.norm + mine, norm);
   }
   take_over();
   float product = 0, square = 0;
 #pragma unroll 1
   for (int k = mine; k < columns; k += kHeldColumns * kThreads) {
-    read(a.x + k, x);
+    read_eight(a.x + k, x);
     if (k != mine) {
-      read(row + k, weight);
-      read(a.norm + k, norm);
+      read_eight(row + k, weight);
+      read_eight(a.norm + k, norm);
     }
 #pragma unroll
     for (int i = 0; i < kHeldColumns; ++i) {

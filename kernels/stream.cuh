@@ -23,15 +23,6 @@ constexpr int kDeepest = 3;
 // kernels, where these overlap and have the room.
 constexpr int kTiledResident = kDeepest == 3 ? 2 : 1;
 
-// Sixteen bytes from global to shared memory, without a register and past the L1.
-__device__ inline void copy_async(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until no more than PENDING of this thread's last commits are under way.
-template <int PENDING>
-__device__ inline void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
-
 // Divides small numbers by one that is known once: exactly, as long as their product is below 2^32.
 struct Divisor {
   int by;

@@ -118,7 +118,7 @@ def test_shared_memory_of_an_input(columns, f32):
 @pytest.mark.parametrize("columns", [256, 768, 2048, 6144])
 def test_shared_memory_of_an_input_in_fixed_point(columns):
     limbs, sums, units, squares = 3 * columns, columns // 32, columns // 256, columns // 256
-    least = limbs + 4 * (sums + units + squares)
+    least = 256 + limbs + 4 * (sums + units + squares)  # zeros before them
     assert least < fixed_bytes(columns) < least + 3 * 32 + 32  # padding of limbs, of the whole
     assert fixed_bytes(columns) % 16 == 0
 

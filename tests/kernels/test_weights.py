@@ -162,6 +162,19 @@ def nibbles(tile):
     return low
 
 
+def six_bits(tile):
+    """Upper six bits of signed bytes ``[8, 16, 32]``: of a group, row and column."""
+    words = tile[:3072].reshape(2, 3, 32, 4, 4)  # of four groups: word, lane, row and column
+    six = np.zeros((8, 16, 32), np.uint8)
+    for half in range(2):
+        fourth = np.zeros((32, 4, 4), np.uint8)
+        for word in range(3):
+            six[4 * half + word, ROW, COLUMN] = words[half, word] & 0xFC
+            fourth |= (words[half, word] & 3) << (6 - 2 * word)
+        six[4 * half + 3, ROW, COLUMN] = fourth
+    return six.view(np.int8)
+
+
 TILED_SHAPE = (3, 32, 2)  # experts, rows, superblocks
 
 
@@ -183,14 +196,7 @@ def test_a_tile_of_q6_k_read_in_the_order_of_an_operand_is_what_gguf_says(place)
     wanted = dequantised(blocks, "Q6_K").reshape(-1, 16, 2, 256)
     for row, superblock in np.ndindex(tiles.shape[:2]):
         tile = tiles[row, superblock]
-        low = nibbles(tile).reshape(8, 16, 32)
-        upper = np.zeros((8, 16, 32), np.uint8)
-        words = tile[2048:3072].reshape(2, 32, 4, 4)  # of four groups: lane, group, byte
-        for group in range(8):
-            of = words[group // 4, :, group % 4]
-            fields = of[:, None, :] >> (2 * WORDS)[:, None] & 3
-            upper[group, ROW, COLUMN] = fields ^ 2
-        quants = (low | upper << 4).astype(np.float32) - 32
+        quants = six_bits(tile).astype(np.float32) / 4  # two's complement, four times as large
         scales = tile[3072:3328].view(np.int8).reshape(16, 16).astype(np.float32)
         d = tile[3328:].view(np.float16).astype(np.float32)
         of_column = np.repeat(scales, 16, axis=1)  # a scale for each 16 columns

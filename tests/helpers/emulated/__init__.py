@@ -30,10 +30,10 @@ _ASM = {
     r'asm volatile\("prefetch\.global\.L2 \[%0\];" ::"l"\(.*?\)\);': ";",
     r'asm volatile\("griddepcontrol\.\w+;" ::: "memory"\);': ";",
     r'asm\("mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.u8\.s8\.s32 .*?\);': (
-        "mma_m16n8k32(d, a, b);"
+        "memcpy(d, c, sizeof(d)), mma_m16n8k32(d, a, b);"
     ),
     r'asm\("mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32 .*?\);': (
-        "mma_m16n8k32(d, a, b, true);"
+        "memcpy(d, c, sizeof(d)), mma_m16n8k32(d, a, b, true);"
     ),
     r'asm\("prmt\.b32 %0, %1, 0, %2;".*?\);': "result = prmt(word, 0, selector);",
     r'asm\("mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.f16\.f16\.f32 .*?\);': (
@@ -42,7 +42,10 @@ _ASM = {
     r'asm volatile\("" : "\+f"\(.*?\)\);': ";",
     r'asm volatile\("atom\.acq_rel\.gpu\.global\.add\.u32 .*?"memory"\);': "before = (*counter)++;",
     # Copies happen at once.
-    r'asm volatile\("cp\.async\.cg\.shared\.global .*?"memory"\);': (
+    r'asm volatile\("cp\.async\.cg\.shared\.global \[%0\], \[%1\], 16;.*?"memory"\);': (
+        "memcpy(to, from, 16);"
+    ),
+    r'asm volatile\("cp\.async\.cg\.shared\.global \[%0\], \[%1\], 16, %2;.*?"memory"\);': (
         "there ? (void)memcpy(to, from, 16) : (void)memset(to, 0, 16);"
     ),
     r'asm volatile\("ldmatrix\.sync\.aligned\.m8n8\.x4\.shared\.b16 .*?"memory"\);': (
