@@ -4,17 +4,20 @@
 // block that chooses for all, and the choice is the same everywhere, as the logits are.
 #pragma once
 
-#include "common.cuh"
+#include "announce.cuh"
 
 #ifndef STABLE_TOP_K
 #define STABLE_TOP_K 0.0f
 #endif
 
 struct Choosing {
-  const float* logits;   // [experts]: the router's
+  const float* logits;   // [experts]: the router's, announced or not
+  float* weights;        // [top_k]: gate_up leaves them to down
   int* trace_ids;        // [top_k] or null; as `Chosen` has them
   float* trace_weights;  // [top_k] or null
   int experts, top_k;
+  int announced;         // whether the logits are announced, less a scale (announce.cuh)
+  int padding;
 };
 
 constexpr int kSharing = 4;                 // neighbouring lanes that count for one expert
@@ -78,6 +81,49 @@ __device__ inline void rank_experts(const unsigned* keys, int experts, int top_k
   }
 }
 
+// The same by one warp, which then needs no barrier and leaves the multiprocessor to the kernel that still
+// runs there: of 73 to 128 experts, four a lane, up to 8. They can only be of the 8 lanes whose largest keys are
+// the largest, so that two counts among 32 do. Overwrites the keys.
+constexpr int kFewest = 72, kMost = 128, kMostChosen = 8;
+
+// A warp, of which lane i has the key keys[i]: how many of the first `count` (a multiple of four) come before it,
+// of equal ones the lower.
+__device__ inline int place_of(unsigned key, const unsigned* keys, int count) {
+  const int own = lane_id() / 4;
+  int before = 0;
+#pragma unroll 4
+  for (int four = 0; four < count / 4; ++four) {
+    const uint4 others = reinterpret_cast<const uint4*>(keys)[four];
+    const unsigned limit = key - (four < own);  // lower ones come before at a tie
+    before += (others.x > limit) + (others.y > limit) + (others.z > limit) + (others.w > limit);
+  }
+  const uint4 near = reinterpret_cast<const uint4*>(keys)[own];
+  const int lower = lane_id() % 4;
+  return before + (lower > 0 && near.x == key) + (lower > 1 && near.y == key) + (lower > 2 && near.z == key);
+}
+
+__device__ inline void rank_by_warp(unsigned* keys, int experts, int top_k, int* ids) {
+  unsigned* const largest = keys;          // [32], of a lane
+  unsigned* const candidates = keys + 32;  // [8, 4]
+  unsigned* const firsts = keys + 64;      // [8]: the expert of each four's first
+  const uint4 own = 4 * lane_id() < filled_up(experts) ? reinterpret_cast<const uint4*>(keys)[lane_id()] : uint4{};
+  const unsigned most = max(max(own.x, own.y), max(own.z, own.w));
+  __syncwarp();
+  largest[lane_id()] = most;
+  __syncwarp();
+  const bool chosen = most != 0 && place_of(most, largest, 32) < top_k;
+  const unsigned lanes = __ballot_sync(kAllLanes, chosen);
+  if (chosen) {
+    const int place = __popc(lanes & ((1u << lane_id()) - 1));  // in the order of the experts: so are ties
+    reinterpret_cast<uint4*>(candidates)[place] = own;
+    firsts[place] = 4 * lane_id();
+  }
+  __syncwarp();
+  const unsigned key = lane_id() < 4 * top_k ? candidates[lane_id()] : 0;
+  const int place = place_of(key, candidates, 4 * top_k);
+  if (key != 0 && place < top_k) ids[place] = firsts[lane_id() / 4] + lane_id() % 4;
+}
+
 // Among the experts within epsilon of the last place, the lower index wins: rounding below epsilon
 // then moves no set. The places above are not touched.
 __device__ inline void stabilise(const float* logits, int experts, int top_k, float edge, int* ids) {
@@ -88,20 +134,29 @@ __device__ inline void stabilise(const float* logits, int experts, int top_k, fl
   }
 }
 
-// The whole block, of THREADS threads: the ids, for all of them to read. The logits are there.
+// The whole block, of THREADS threads: the ids, for all of them to read.
 template <int THREADS>
 __device__ inline Chosen choose(const Choosing& c, void* memory) {
   const Chosen chosen(c, memory);
   float* const logits = chosen.logits();
   unsigned* const keys = chosen.keys();
+  const bool few = c.experts > kFewest && c.experts <= kMost && c.top_k <= kMostChosen;
+  const int readers = few ? 32 : THREADS;
 #pragma unroll 1
-  for (int e = threadIdx.x; e < filled_up(c.experts); e += THREADS) {
-    const float logit = e < c.experts ? __ldcg(c.logits + e) : 0.0f;
-    logits[e] = logit;
-    keys[e] = e < c.experts ? rank_key(logit) : 0u;
+  for (int e = 4 * threadIdx.x; threadIdx.x < readers && e < filled_up(c.experts); e += 4 * readers) {
+    const int left = c.experts - e;
+    const float4 four = left > 0 ? announced(c.logits + e, left) : float4{};
+    *reinterpret_cast<float4*>(logits + e) = four;
+    *reinterpret_cast<uint4*>(keys + e) = {left > 0 ? rank_key(four.x) : 0, left > 1 ? rank_key(four.y) : 0,
+                                           left > 2 ? rank_key(four.z) : 0, left > 3 ? rank_key(four.w) : 0};
   }
-  __syncthreads();
-  rank_experts<THREADS>(keys, c.experts, c.top_k, chosen.ids);
+  if (few) {
+    __syncwarp();
+    if (whole_warp_id() == 0) rank_by_warp(keys, c.experts, c.top_k, chosen.ids);
+  } else {
+    __syncthreads();
+    rank_experts<THREADS>(keys, c.experts, c.top_k, chosen.ids);
+  }
   __syncthreads();
   if (STABLE_TOP_K > 0) {
     if (threadIdx.x == 0) stabilise(logits, c.experts, c.top_k, logits[chosen.ids[c.top_k - 1]], chosen.ids);
@@ -126,21 +181,21 @@ typedef float Wide;
 __device__ inline float power(float logit, float most) { return expf(logit - most); }
 #endif
 
-// One warp: the weights, visible to the block behind its next barrier. The first block's are traced.
-// The softmax's own denominator is in all of them, and so in none once they are renormalised.
-__device__ inline void weigh(const Chosen& chosen) {
+// One warp: the weights, for the next kernel, of logits that are `scale` times those announced. The softmax's own
+// denominator is in all of them, and so in none once they are renormalised.
+__device__ inline void weigh(const Chosen& chosen, float scale) {
   const Choosing& c = chosen.choosing;
-  const float* logits = chosen.logits();
-  float most = logits[chosen.ids[0]];
+  const auto logit = [&](int e) { return chosen.logits()[e] * scale; };
+  float most = logit(chosen.ids[0]);
   if (STABLE_TOP_K > 0) {  // the first place need not be the largest's
-    for (int slot = 1; slot < c.top_k; ++slot) most = fmaxf(most, logits[chosen.ids[slot]]);
+    for (int slot = 1; slot < c.top_k; ++slot) most = fmaxf(most, logit(chosen.ids[slot]));
   }
   Wide sum = 0;
 #ifdef PLANT_UNNORMALISED_WEIGHTS
-  for (int e = lane_id(); e < c.experts; e += 32) sum += power(logits[e], most);
+  for (int e = lane_id(); e < c.experts; e += 32) sum += power(logit(e), most);
 #else
 #pragma unroll 1
-  for (int slot = lane_id(); slot < c.top_k; slot += 32) sum += power(logits[chosen.ids[slot]], most);
+  for (int slot = lane_id(); slot < c.top_k; slot += 32) sum += power(logit(chosen.ids[slot]), most);
 #endif
   sum = warp_sum(sum);
 #pragma unroll 1
@@ -149,11 +204,20 @@ __device__ inline void weigh(const Chosen& chosen) {
 #ifdef PLANT_UNIFORM_WEIGHTS
     const float weight = 1.0f / static_cast<float>(c.top_k);
 #else
-    const float weight = static_cast<float>(power(logits[id], most) / sum);
+    const float weight = static_cast<float>(power(logit(id), most) / sum);
 #endif
-    chosen.weights()[slot] = weight;
-    if (blockIdx.x != 0 || c.trace_ids == nullptr) continue;
+    c.weights[slot] = weight;
+    if (c.trace_ids == nullptr) continue;
     c.trace_ids[slot] = id;
     c.trace_weights[slot] = weight;
+  }
+}
+
+// One warp, behind the end of the kernel that weighed: the weights, for the block to read behind its next
+// barrier.
+__device__ inline void read_weights(const Chosen& chosen) {
+#pragma unroll 1
+  for (int slot = lane_id(); slot < chosen.choosing.top_k; slot += 32) {
+    chosen.weights()[slot] = __ldcg(chosen.choosing.weights + slot);
   }
 }

@@ -59,7 +59,8 @@ __device__ inline void take_over() {
 
 // What there is to do while something else is under way, where there is nothing.
 struct Nothing {
-  __device__ void operator()() const {}
+  template <class... Whatever>
+  __device__ void operator()(const Whatever&...) const {}
 };
 
 __device__ inline int lane_id() { return threadIdx.x & 31; }

@@ -73,6 +73,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) gate_up(const 
   };
   const Input in = stage_input(a.x, a.gate.columns, a.norm, a.eps, a.trace_norm, memory, [&] {
     choose<kThreads>(a.choosing, choice);
+    if (blockIdx.x == gridDim.x - 1 && whole_warp_id() == 0) weigh(chosen, 1);
     if (blockIdx.x >= items) return;
     const int left = width - static_cast<int>(blockIdx.x) % groups * kBlockRows;
     const long long row = first_row(blockIdx.x);
@@ -103,12 +104,20 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) gate
     const int slot = groups.of(item), row = (expert_of(chosen, slot) - slot) * groups.by + item;
     return part < superblocks ? tile_of(a.gate, row, part) : tile_of(a.up, row, part - superblocks);
   };
-  // The residual was written two kernels before this one: it is there, while the router still runs.
-  const FixedInput in = stage_fixed<true, 1, true>(a.x, a.gate.columns, a.norm, staged);
-  take_over();
+  if (!a.choosing.announced) take_over();
   choose<kTiledThreads>(a.choosing, choice);
-  stream.begin(source);
-  stream.run(in, source, [&] { find_scale(in, a.eps); }, NothingBefore(),
+  // A multiprocessor has so many bytes on their way at a time; who asks for more stands still, and whatever is
+  // asked for comes behind it. So: the residual, a tile a warp, and the others when the residual is staged.
+  const FixedInput in = stage_fixed<true, 1>(a.x, a.gate.columns, a.norm, staged, [&] { stream.begin(source, 0, 1); });
+  __syncthreads();
+  stream.begin(source, 1);
+  const auto besides = [&] {
+    find_scale(in, a.eps);
+    __syncwarp();
+    // The last block has the fewest rows.
+    if (blockIdx.x == gridDim.x - 1) weigh(chosen, a.choosing.announced ? in.scale[0] : 1);
+  };
+  stream.run(in, source, besides, NothingBefore(),
              [&](int item, int row, const float* products, float) {
                // Results lie one item behind the other, as [top_k, width].
                float sum[2];
@@ -127,7 +136,8 @@ struct DownArgs {
   Choosing choosing;
   const float* gated;    // [top_k, width]
   const State* state;
-  float* residual;       // [hidden], added to in place
+  const float* before;   // [hidden]: the residual
+  float* residual;       // [hidden]: with the experts' sum
   float* trace_down;     // [top_k, hidden] or null: each expert's output
   float* trace_moe;      // [hidden] or null: their weighted sum
   int last_layer;
@@ -198,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) down(const Dow
   const int hidden = a.down.rows, width = a.down.columns, top_k = a.choosing.top_k;
   uint8_t* const choice = memory + (input_bytes(top_k * width) + 15) / 16 * 16;
   float* const outputs = reinterpret_cast<float*>(choice + choose_bytes(a.choosing.experts, top_k));
-  // The router ran two kernels before this one: its logits are there.
+  // Who made the logits ran two kernels before this one: they are there.
   const Chosen chosen = choose<kThreads>(a.choosing, choice);
   const auto first_row = [&](int slot, int row) {
     return static_cast<long long>(expert_of(chosen, slot)) * hidden + row;
@@ -207,8 +217,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) down(const Dow
   for (int slot = warp_id(); slot < top_k && ahead < hidden; slot += kWarps) {
     prefetch_rows(a.down, first_row(slot, ahead), min(kWarpRows, hidden - ahead));
   }
-  if (whole_warp_id() == 0) weigh(chosen);
-  const Input in = stage_input<24>(a.gated, top_k * width, nullptr, 0, nullptr, memory);
+  const Input in = stage_input<24>(a.gated, top_k * width, nullptr, 0, nullptr, memory,
+                                   [&] { if (whole_warp_id() == 0) read_weights(chosen); });
   for (int first = ahead; first < hidden; first += gridDim.x * kWarpRows) {
     const int left = min(kWarpRows, hidden - first);
     for (int slot = warp_id(); slot < top_k; slot += kWarps) {
@@ -224,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) down(const Dow
     __syncthreads();
     if (warp_id() == 0) {
       const int r = min(lane_id() / kRowLanes, left - 1);
-      store_mixed(a, chosen, first + r, lane_id() < left * kRowLanes, a.residual[first + r], outputs + r, 1, kWarpRows);
+      store_mixed(a, chosen, first + r, lane_id() < left * kRowLanes, a.before[first + r], outputs + r, 1, kWarpRows);
     }
     __syncthreads();
   }
@@ -238,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) down
   const Divisor superblocks(a.down.columns / 256);
   TileStream<2> stream({hidden / kTileRows, top_k * superblocks.by, a.batch}, memory, tile_bytes(a.down.format));
   uint8_t* const staged = stream.behind();
-  // The router ran two kernels before this one: its logits are there.
+  // Who made the logits ran two kernels before this one: they are there.
   const Chosen chosen = choose<kTiledThreads>(a.choosing, staged + fixed_bytes(columns));
   const auto source = [&](int item, int part) {
     const int slot = superblocks.of(part);
@@ -246,12 +256,15 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) down
     tile.superblock = part;  // the experts' inputs lie one behind the other
     return tile;
   };
-  if (whole_warp_id() == 0) weigh(chosen);
   stream.begin(source);
+  take_over();
+  const bool weighs = threadIdx.x < top_k;  // so many experts' inputs would not fit that all threads were too few
+  const float weight = weighs ? __ldcg(a.choosing.weights + threadIdx.x) : 0.0f;
   const FixedInput in = stage_fixed<false, 2>(a.gated, columns, nullptr, staged);
+  if (weighs) chosen.weights()[threadIdx.x] = weight;
   __syncthreads();
   stream.run(
-      in, source, Nothing(), [&](int item, int row) { return __ldcg(a.residual + item * kTileRows + row); },
+      in, source, Nothing(), [&](int item, int row) { return __ldcg(a.before + item * kTileRows + row); },
       [&](int item, int row, const float* products, float before) {
         store_mixed(a, chosen, item * kTileRows + row, true, before, products, superblocks.by, kTileRows);
       });

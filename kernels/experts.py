@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 CHOOSING = struct(
     ("logits", POINTER),
+    ("weights", POINTER),
     ("trace_ids", POINTER),
     ("trace_weights", POINTER),
     ("experts", np.int32),
     ("top_k", np.int32),
+    ("announced", np.int32),
+    ("padding", np.int32),
 )
 GATE_UP = struct(
     ("gate", MATRIX),
@@ -49,6 +52,7 @@ DOWN = struct(
     ("choosing", CHOOSING),
     ("gated", POINTER),
     ("state", POINTER),
+    ("before", POINTER),
     ("residual", POINTER),
     ("trace_down", POINTER),
     ("trace_moe", POINTER),
@@ -84,17 +88,23 @@ class Choosing:
     Attributes
     ----------
     logits
-        Address of the router's, float32 ``[experts]``.
+        Address of the router's, float32 ``[experts]``, or of announced ones.
+    weights
+        Address of float32 ``[top_k]``, which ``gate_up`` leaves to ``down``.
     experts, top_k
         How many there are, and are chosen.
+    announced
+        Whether the logits are announced (``announce.cuh``), less the norm's scale.
     trace_ids, trace_weights
         Addresses of int32 and float32 ``[top_k]``, best first, or 0.
 
     """
 
     logits: int
+    weights: int
     experts: int
     top_k: int
+    announced: bool = False
     trace_ids: int = 0
     trace_weights: int = 0
 
@@ -102,7 +112,7 @@ class Choosing:
     def argument(self) -> np.void:
         """As the kernels read it."""
         described = np.zeros((), CHOOSING)
-        for name in CHOOSING.names or ():
+        for name in (CHOOSING.names or ())[:-1]:
             described[name] = getattr(self, name)
         return described[()]  # type: ignore[return-value] # numpy's types take () for a slice
 
@@ -141,10 +151,19 @@ class Experts:
         trace_up: int = 0,
         trace_silu: int = 0,
     ) -> None:
-        """Norm ``x``; ``gated`` receives silu(gate x) * up x, float32 ``[top_k, width]``."""
+        """Norm ``x``; ``gated`` receives silu(gate x) * up x, float32 ``[top_k, width]``.
+
+        Raises
+        ------
+        ValueError
+            For announced logits and plain matrices, where their scale is not known.
+
+        """
         kernel = self._gate_up.of(gate, up)
+        if choosing.announced and kernel is self._gate_up.plain:
+            raise ValueError("gate_up: logits are announced, but its matrices are not tiled")
         items = choosing.top_k * -(-int(gate["rows"]) // BLOCK_ROWS)
-        values = {
+        values: dict[str, object] = {
             "gate": gate,
             "up": up,
             "choosing": choosing.argument,
@@ -174,19 +193,21 @@ class Experts:
         *,
         gated: int,
         state: int,
+        before: int,
         residual: int,
         last_layer: bool,
         stream: object,
         trace_down: int = 0,
         trace_moe: int = 0,
     ) -> None:
-        """Add the experts' weighted outputs to ``residual``, float32 ``[hidden]``, in place."""
+        """Add the experts' weighted outputs to ``before``: ``residual``, float32 ``[hidden]``."""
         kernel = self._down.of(down)
         values = {
             "down": down,
             "choosing": choosing.argument,
             "gated": gated,
             "state": state,
+            "before": before,
             "residual": residual,
             "last_layer": last_layer,
             "trace_down": trace_down,

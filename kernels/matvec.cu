@@ -1,6 +1,7 @@
 // Products of weight matrices and one vector: Q, K and V; the attention's output; the logits. Each
 // kernel has a form for plain matrices and, where the numerics has tiles, one for those: the launcher
 // picks by the matrices' formats.
+#include "announce.cuh"
 #include "rows.cuh"
 #include "stream.cuh"
 
@@ -12,8 +13,11 @@ struct QkvArgs {
   const float* norm;  // [hidden]: attn_norm, applied on the way
   float* out;         // [q_width + 2 kv_width]
   float* trace_norm;  // [hidden] or null
+  float* announced;   // [experts]: logits to forget (announce.cuh), or null
   float eps;
   int batch;          // items that a block takes at a time (stream.cuh)
+  int experts;
+  int padding;
 };
 static_assert(sizeof(QkvArgs) == QKV_ARGS_BYTES, "differs from kernels/matvec.py");
 
@@ -45,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) qkv(const QkvA
     prefetch_block(first.m, first.row, first.m.rows - first.row);
   }
   const Input in = stage_input(a.x, a.q.columns, a.norm, a.eps, a.trace_norm, memory);
+  retract(a.announced, a.experts);
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
     const QkvRows rows = sixteen_rows(a, item);
     const int left = rows.m.rows - rows.row;
@@ -69,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) qkv_
   stream.begin(source);
   const FixedInput in = stage_fixed<true, 1>(a.x, a.q.columns, a.norm, stream.behind());
   __syncthreads();
+  retract(a.announced, a.experts);
   // Results of the three lie one behind the other.
   stream.run(in, source, [&] { find_scale(in, a.eps); }, NothingBefore(),
              [&](int item, int row, const float* products, float) {
@@ -100,14 +106,13 @@ __device__ inline void for_each_row(const Matrix& m, const Input& in, Store stor
 }
 
 #if FIXED_ACTIVATIONS
-// All tiles of `m` times x, or its RMSNorm if NORMED: `before(row)` is read in time, and
-// `store(row, value, before)` called.
-template <int DEPTH, bool NORMED, class Before, class Store>
+// All tiles of `m` times x, or its RMSNorm if NORMED: calls `store(row, value)`.
+template <bool NORMED, class Store>
 __device__ inline FixedInput for_each_tiled_row(const Matrix& m, int batch, const float* x, const float* norm,
-                                                float eps, uint8_t* memory, Before before, Store store) {
+                                                float eps, uint8_t* memory, Store store) {
   const int superblocks = m.columns / 256;
   const auto source = [&](int item, int part) { return tile_of(m, item, part); };
-  TileStream<DEPTH> stream({m.rows / kTileRows, superblocks, batch}, memory, tile_bytes(m.format));
+  TileStream<2> stream({m.rows / kTileRows, superblocks, batch}, memory, tile_bytes(m.format));
   stream.begin(source);
   const FixedInput in = stage_fixed<NORMED, 1>(x, m.columns, norm, stream.behind());
   __syncthreads();
@@ -116,22 +121,24 @@ __device__ inline FixedInput for_each_tiled_row(const Matrix& m, int batch, cons
       [&] {
         if (NORMED) find_scale(in, eps);
       },
-      [&](int item, int row) { return before(item * kTileRows + row); },
-      [&](int item, int row, const float* products, float was) {
+      NothingBefore(),
+      [&](int item, int row, const float* products, float) {
         const float out = sum_products(products, superblocks) * (NORMED ? in.scale[0] : 1.0f);
-        if (row_lane() == 0) store(item * kTileRows + row, out, was);
+        if (row_lane() == 0) store(item * kTileRows + row, out);
       });
   return in;
 }
 #endif
 
-// -- attention's output, added to the residual -----------------------------------------------------
+// -- attention's output, and the residual ------------------------------------------------------------
 
 struct AttentionOutputArgs {
-  Matrix o;             // [hidden, q_width]
-  const float* mixed;   // [q_width]
-  float* residual;      // [hidden], added to in place
-  float* trace_out;     // [hidden] or null: the product alone
+  Matrix o;               // [hidden, q_width]
+  const float* mixed;     // [q_width]
+  const float* residual;  // [hidden]
+  float* sum;             // [hidden]: residual and product
+  float* trace_out;       // [hidden] or null: the product alone
+  Announcing announcing;  // null for plain matrices
   int batch;
   int padding;
 };
@@ -143,18 +150,33 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) attention_outp
   const Input in = stage_input<16>(a.mixed, a.o.columns, nullptr, 0, nullptr, memory);
   for_each_row(a.o, in, [&](int row, float y) {
     if (a.trace_out != nullptr) a.trace_out[row] = y;
-    a.residual[row] += y;
+    a.sum[row] = a.residual[row] + y;
   });
 }
 
 #if FIXED_ACTIVATIONS
 extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) attention_output_tiled(const AttentionOutputArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  for_each_tiled_row<1, false>(
-      a.o, a.batch, a.mixed, nullptr, 0, memory, [&](int row) { return __ldcg(a.residual + row); },
-      [&](int row, float y, float before) {
-        if (a.trace_out != nullptr) a.trace_out[row] = y;
-        a.residual[row] = before + y;
+  const int superblocks = a.o.columns / 256;
+  const auto source = [&](int item, int part) { return tile_of(a.o, item, part); };
+  TileStream<1> stream({a.o.rows / kTileRows, superblocks, a.batch}, memory, tile_bytes(a.o.format));
+  uint8_t* const staged = stream.behind();
+  stream.begin(source);
+  Announcer<kTiledThreads> announcer(a.announcing, a.residual, a.o.columns,
+                                     reinterpret_cast<float*>(staged + fixed_bytes(a.o.columns)));
+  const FixedInput in = stage_fixed<false, 1>(a.mixed, a.o.columns, nullptr, staged, Nothing(),
+                                              [&](int column, const float (&x)[8]) { announcer.add(column, x); });
+  announcer.meet();
+  __syncthreads();
+  announcer.announce(a.mixed);
+  stream.run(
+      in, source, Nothing(), [&](int item, int row) { return __ldcg(a.residual + item * kTileRows + row); },
+      [&](int item, int row, const float* products, float before) {
+        const float out = sum_products(products, superblocks);
+        if (row_lane() != 0) return;
+        const int at = item * kTileRows + row;
+        if (a.trace_out != nullptr) a.trace_out[at] = out;
+        a.sum[at] = before + out;
       });
 }
 #endif
@@ -182,9 +204,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) logits(const L
 #if FIXED_ACTIVATIONS
 extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) logits_tiled(const LogitsArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  const FixedInput in = for_each_tiled_row<2, true>(
-      a.output, a.batch, a.x, a.norm, a.eps, memory, NothingBefore(),
-      [&](int row, float y, float) { a.logits[row] = y; });
+  const FixedInput in = for_each_tiled_row<true>(a.output, a.batch, a.x, a.norm, a.eps, memory,
+                                                 [&](int row, float y) { a.logits[row] = y; });
   trace_normed(in, a.x, a.norm, a.trace_norm);
 }
 #endif
@@ -210,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kResident) matvec(const M
 #if FIXED_ACTIVATIONS
 extern "C" __global__ void __launch_bounds__(kTiledThreads, 1) matvec_tiled(const MatvecArgs a) {
   extern __shared__ __align__(16) uint8_t memory[];
-  for_each_tiled_row<2, false>(a.m, a.batch, a.x, nullptr, 0, memory, NothingBefore(),
-                               [&](int row, float y, float) { a.out[row] = y; });
+  for_each_tiled_row<false>(a.m, a.batch, a.x, nullptr, 0, memory,
+                            [&](int row, float y) { a.out[row] = y; });
 }
 #endif

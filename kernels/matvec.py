@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kernels.family import POINTER, Family, struct
 from kernels.launch import (
+    ANNOUNCER_BYTES,
     BLOCK_ROWS,
     SUPERBLOCK,
     TileStream,
@@ -15,7 +17,7 @@ from kernels.launch import (
     fixed_bytes,
     input_bytes,
 )
-from kernels.weights import MATRIX
+from kernels.weights import MATRIX, is_tiled
 
 if TYPE_CHECKING:
     from kernels.compiler import Program
@@ -29,14 +31,27 @@ QKV = struct(
     ("norm", POINTER),
     ("out", POINTER),
     ("trace_norm", POINTER),
+    ("announced", POINTER),
     ("eps", np.float32),
     ("batch", np.int32),
+    ("experts", np.int32),
+    ("padding", np.int32),
+)
+ANNOUNCING = struct(
+    ("router", POINTER),
+    ("norm", POINTER),
+    ("folded", POINTER),
+    ("logits", POINTER),
+    ("experts", np.int32),
+    ("hidden", np.int32),
 )
 ATTENTION_OUTPUT = struct(
     ("o", MATRIX),
     ("mixed", POINTER),
     ("residual", POINTER),
+    ("sum", POINTER),
     ("trace_out", POINTER),
+    ("announcing", ANNOUNCING),
     ("batch", np.int32),
     ("padding", np.int32),
 )
@@ -71,6 +86,41 @@ _PER_MULTIPROCESSOR = 3  # blocks over plain rows
 _QKV_DEPTH, _OUTPUT_DEPTH, MOST_DEPTH = 2, 1, 2
 
 
+@dataclass(frozen=True)
+class Announcing:
+    """Logits of the experts that ``attention_output`` is to announce (``announce.cuh``).
+
+    Attributes
+    ----------
+    router
+        Address of the router's matrix, float32 ``[experts, hidden]``.
+    norm
+        Address of the weight of the RMSNorm before it, float32 ``[hidden]``.
+    folded
+        Address of the router behind ``o``, float32 ``[experts, q_width]`` (``fold.py``).
+    logits
+        Address of float32 ``[experts]``, which ``qkv`` has forgotten.
+    experts, hidden
+        How many there are.
+
+    """
+
+    router: int
+    norm: int
+    folded: int
+    logits: int
+    experts: int
+    hidden: int
+
+    @property
+    def argument(self) -> np.void:
+        """As the kernel reads it."""
+        described = np.zeros((), ANNOUNCING)
+        for name in ANNOUNCING.names or ():
+            described[name] = getattr(self, name)
+        return described[()]  # type: ignore[return-value] # numpy's types take () for a slice
+
+
 class Matvec:
     """Q, K and V; the attention's output; the logits; any one matrix."""
 
@@ -98,9 +148,14 @@ class Matvec:
         eps: float,
         out: int,
         stream: object,
+        announced: int = 0,
+        experts: int = 0,
         trace_norm: int = 0,
     ) -> None:
-        """Norm ``x`` and multiply: ``out`` is float32 ``[q_width + 2 kv_width]``."""
+        """Norm ``x`` and multiply: ``out`` is float32 ``[q_width + 2 kv_width]``.
+
+        ``announced`` is the address of logits of ``experts`` to forget, or 0.
+        """
         self._launch(
             self._qkv,
             (q, k, v),
@@ -112,6 +167,8 @@ class Matvec:
                 "norm": norm,
                 "eps": eps,
                 "out": out,
+                "announced": announced,
+                "experts": experts,
                 "trace_norm": trace_norm,
             },
             stream,
@@ -119,16 +176,36 @@ class Matvec:
         )
 
     def attention_output(
-        self, o: np.void, *, mixed: int, residual: int, stream: object, trace_out: int = 0
+        self,
+        o: np.void,
+        *,
+        mixed: int,
+        residual: int,
+        total: int,
+        stream: object,
+        announcing: Announcing | None = None,
+        trace_out: int = 0,
     ) -> None:
-        """Add ``o`` times ``mixed`` to ``residual``, float32 ``[hidden]``, in place."""
-        self._launch(
-            self._attention_output,
-            (o,),
-            {"o": o, "mixed": mixed, "residual": residual, "trace_out": trace_out},
-            stream,
-            _OUTPUT_DEPTH,
-        )
+        """Add ``o`` times ``mixed`` to ``residual``: ``total``, float32 ``[hidden]``.
+
+        Raises
+        ------
+        ValueError
+            For logits to announce, and a plain matrix.
+
+        """
+        if announcing is not None and not is_tiled(o):
+            raise ValueError("attention_output: only over tiles are logits announced")
+        values = {
+            "o": o,
+            "mixed": mixed,
+            "residual": residual,
+            "sum": total,
+            "trace_out": trace_out,
+        }
+        if announcing is not None:
+            values["announcing"] = announcing.argument
+        self._launch(self._attention_output, (o,), values, stream, _OUTPUT_DEPTH, ANNOUNCER_BYTES)
 
     def logits(
         self,
@@ -168,10 +245,12 @@ class Matvec:
         values: dict[str, object],
         stream: object,
         depth: int,
+        besides: int = 0,
     ) -> None:
         kernel = rows.of(*matrices)
         if kernel is rows.tiled:
-            row_stream(*matrices, depth=depth, device=self._device).launch(kernel, values, stream)
+            plan = row_stream(*matrices, depth=depth, besides=besides, device=self._device)
+            plan.launch(kernel, values, stream)
             return
         kernel.launch(
             values,
@@ -181,14 +260,16 @@ class Matvec:
         )
 
 
-def row_stream(*matrices: np.void, depth: int = MOST_DEPTH, device: Device) -> TileStream:
+def row_stream(
+    *matrices: np.void, depth: int = MOST_DEPTH, besides: int = 0, device: Device
+) -> TileStream:
     """Plan a kernel over tiles of matrices that meet the same input: an item is a row of tiles."""
     columns = int(matrices[0]["columns"])
     return TileStream.of(
         *matrices,
         items=_sixteens(*matrices),
         parts=columns // SUPERBLOCK,
-        besides=fixed_bytes(columns),
+        besides=fixed_bytes(columns) + besides,
         depth=depth,
         device=device,
     )

@@ -1,4 +1,5 @@
-// The router: logits of all experts. Who reads them chooses (choose.cuh).
+// The router: logits of all experts, where they are not announced (announce.cuh). Who reads them chooses
+// (choose.cuh).
 #include "dot.cuh"
 
 struct RouteArgs {
@@ -6,7 +7,6 @@ struct RouteArgs {
   const float* x;     // [hidden]
   const float* norm;  // [hidden]: ffn_norm, applied on the way
   float* logits;      // [experts]
-  float* trace_norm;  // [hidden] or null
   float eps;
   int padding;
 };
@@ -50,8 +50,6 @@ __device__ inline void held_row(const RouteArgs& a) {
   for (int warp = 0; warp < kWarps; ++warp) square_sum += squares[warp], sum += products[warp];
   const float scale = __frsqrt_rn(square_sum / static_cast<float>(columns) + a.eps);
   if (threadIdx.x == 0) a.logits[blockIdx.x] = sum * scale;
-  if (a.trace_norm == nullptr || blockIdx.x != 0) return;
-  for (int k = threadIdx.x; k < columns; k += kThreads) a.trace_norm[k] = __ldcg(a.x + k) * scale * a.norm[k];
 }
 
 // A block an expert: so many multiprocessors read, and each all of its row at once.
@@ -63,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) route(const RouteArgs 
   }
   const int e = blockIdx.x;
   if (warp_id() == 0) prefetch_rows(a.router, e, 1);
-  const Input in = stage_input(a.x, a.router.columns, a.norm, a.eps, a.trace_norm, memory);
+  const Input in = stage_input(a.x, a.router.columns, a.norm, a.eps, nullptr, memory);
   if (warp_id() != 0) return;
   const long long index[1] = {e};
   float out[1];

@@ -18,7 +18,6 @@ ROUTE = struct(
     ("x", POINTER),
     ("norm", POINTER),
     ("logits", POINTER),
-    ("trace_norm", POINTER),
     ("eps", np.float32),
     ("padding", np.int32),
 )
@@ -46,7 +45,6 @@ class Router:
         eps: float,
         logits: int,
         stream: object,
-        trace_norm: int = 0,
     ) -> None:
         """Norm ``x`` and multiply: ``logits`` is float32 ``[experts]``."""
         self._route.launch(
@@ -56,7 +54,6 @@ class Router:
                 "norm": norm,
                 "eps": eps,
                 "logits": logits,
-                "trace_norm": trace_norm,
             },
             grid=(int(router["rows"]),),
             stream=stream,

@@ -12,7 +12,7 @@ from kernels.argmax import BLOCKS, Argmax
 from kernels.attention import Attention
 from kernels.embedding import Embedding
 from kernels.experts import Choosing, Experts
-from kernels.matvec import Matvec
+from kernels.matvec import Announcing, Matvec
 from kernels.router import Router
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ class Forward:
             "qkv": c.q_width + 2 * c.kv_width,
             "partial": self._attention.partial_values,
             "mixed": c.q_width,
+            "attended": c.hidden,
             "router_logits": c.experts,
+            "router_weights": c.top_k,
             "gated": c.top_k * c.expert_width,
             "logits": c.vocab,
             "best": BLOCKS,
@@ -196,7 +198,7 @@ class Forward:
                 self._copy(forced + 4 * layer.index * c.hidden, at["x"], c.hidden)
             self._see(trace, "embedding", layer.index, at["x"])
             self._attend(layer, trace)
-            self._see(trace, "post_attn_residual", layer.index, at["x"])
+            self._see(trace, "post_attn_residual", layer.index, at["attended"])
             self._mix_experts(layer, trace)
             self._see(trace, "post_ffn_residual", layer.index, at["x"])
         self.place = "behind the last layer"
@@ -234,6 +236,8 @@ class Forward:
             eps=c.rms_eps,
             out=at["qkv"],
             stream=stream,
+            announced=at["router_logits"] if layer.folded else 0,
+            experts=c.experts,
             trace_norm=seen["attn_norm"],
         )
         self._see(trace, "qkv_matmul", layer.index, at["qkv"])
@@ -258,26 +262,43 @@ class Forward:
             layer.o,
             mixed=at["mixed"],
             residual=at["x"],
+            total=at["attended"],
             stream=stream,
+            announcing=self._announcing(layer),
             trace_out=seen["attn_out"],
+        )
+
+    def _announcing(self, layer: Layer) -> Announcing | None:
+        """Whether the router runs with the attention's output, ahead of what it follows from."""
+        if not layer.folded:
+            return None
+        return Announcing(
+            int(layer.router["base"]),
+            layer.ffn_norm,
+            layer.folded,
+            self._at["router_logits"],
+            self._config.experts,
+            self._config.hidden,
         )
 
     def _mix_experts(self, layer: Layer, trace: Trace | None) -> None:
         c, at, stream = self._config, self._at, self._stream
         seen = _Addresses(trace, layer.index)
-        self._router.route(
-            layer.router,
-            x=at["x"],
-            norm=layer.ffn_norm,
-            eps=c.rms_eps,
-            logits=at["router_logits"],
-            stream=stream,
-            trace_norm=seen["ffn_norm"],
-        )
+        if not layer.folded:
+            self._router.route(
+                layer.router,
+                x=at["attended"],
+                norm=layer.ffn_norm,
+                eps=c.rms_eps,
+                logits=at["router_logits"],
+                stream=stream,
+            )
         choosing = Choosing(
             at["router_logits"],
+            at["router_weights"],
             c.experts,
             c.top_k,
+            announced=bool(layer.folded),
             trace_ids=seen["moe_router_indices"],
             trace_weights=seen["moe_router"],
         )
@@ -285,11 +306,12 @@ class Forward:
             layer.gate,
             layer.up,
             choosing,
-            x=at["x"],
+            x=at["attended"],
             norm=layer.ffn_norm,
             eps=c.rms_eps,
             gated=at["gated"],
             stream=stream,
+            trace_norm=seen["ffn_norm"],
             trace_gate=seen["ffn_gate"],
             trace_up=seen["ffn_up"],
             trace_silu=seen["ffn_silu"],
@@ -300,6 +322,7 @@ class Forward:
             choosing,
             gated=at["gated"],
             state=self.state,
+            before=at["attended"],
             residual=at["x"],
             last_layer=layer.index == c.layers - 1,
             stream=stream,

@@ -23,22 +23,40 @@ _NAN_F32, _NAN_F16 = 0x7FFFFFFF, 0x7FFF  # what memory holds before anything wro
 class DeviceMemory:
     """Allocations in the present context.
 
+    The driver gives whole 2 MiB pages: what is smaller than ``chunk`` bytes is cut out of pieces of
+    that size.
+
     ``by_purpose`` counts their bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int = 0) -> None:
         self._held: list[Any] = []
+        self._chunk = chunk
+        self._free = range(0)  # addresses left of the last piece
         self.by_purpose: Counter[str] = Counter()
 
     def take(self, nbytes: int, purpose: str) -> int:
-        """Allocate; the address. Contents are undefined."""
+        """Allocate; the address, a multiple of 256. Contents are undefined."""
+        with translated(f"taking {nbytes / 1e6:.1f} MB for {purpose}"):
+            address = self._cut(nbytes) if nbytes < self._chunk else self._allocate(nbytes)
+        self.by_purpose[purpose] += nbytes
+        return address
+
+    def _allocate(self, nbytes: int) -> int:
         from pycuda import driver  # noqa: PLC0415 - an extra
 
-        with translated(f"taking {nbytes / 1e6:.1f} MB for {purpose}"):
-            allocation = driver.mem_alloc(max(16, nbytes))
+        allocation = driver.mem_alloc(max(16, nbytes))
         self._held.append(allocation)
-        self.by_purpose[purpose] += nbytes
         return int(allocation)
+
+    def _cut(self, nbytes: int) -> int:
+        whole = (nbytes + 255) // 256 * 256
+        if whole > len(self._free):
+            start = self._allocate(self._chunk)
+            self._free = range(start, start + self._chunk)
+        address = self._free.start
+        self._free = self._free[whole:]
+        return address
 
     def floats(self, count: int, purpose: str) -> int:
         """Float32 values, all NaN."""
@@ -87,6 +105,7 @@ class DeviceMemory:
         for allocation in self._held:
             allocation.free()
         self._held.clear()
+        self._free = range(0)
         self.by_purpose.clear()
 
 

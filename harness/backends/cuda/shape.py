@@ -8,7 +8,7 @@ from harness.errors import BadInput
 from kernels.attention import shared_bytes
 from kernels.experts import Choosing, down_bytes, down_stream, gate_up_bytes, gate_up_stream
 from kernels.family import Heads
-from kernels.launch import DECLARED, SUPERBLOCK, Device, input_bytes
+from kernels.launch import ANNOUNCER_BYTES, DECLARED, SUPERBLOCK, Device, input_bytes
 from kernels.matvec import row_stream
 from kernels.weights import can_be_tiled, matrix
 
@@ -76,7 +76,7 @@ def tiled_bytes(config: Config, gpu: Gpu) -> dict[str, int]:
     if q is not None and kv is not None:
         streams["qkv_tiled"] = row_stream(q, kv, kv, device=device)
     if o is not None:
-        streams["attention_output_tiled"] = row_stream(o, device=device)
+        streams["attention_output_tiled"] = row_stream(o, besides=ANNOUNCER_BYTES, device=device)
     if gate is not None:
         streams["gate_up_tiled"] = gate_up_stream(gate, gate, choosing, device)
     if down is not None:
@@ -87,7 +87,7 @@ def tiled_bytes(config: Config, gpu: Gpu) -> dict[str, int]:
 
 
 def _choosing(config: Config) -> Choosing:
-    return Choosing(0, config.experts, config.top_k)
+    return Choosing(0, 0, config.experts, config.top_k)
 
 
 def _tiles(rows: int, columns: int) -> np.void | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from harness.backends.cuda.memory import DeviceMemory, Tiler
+from kernels.fold import Fold
 from kernels.pack import Pack
-from kernels.weights import can_be_tiled
+from kernels.weights import can_be_tiled, is_tiled
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -27,9 +28,15 @@ _READ_TOGETHER = (
 )
 
 
+_CHUNK = 32 << 20
+
+
 @dataclass(frozen=True)
 class Layer:
-    """One layer: the addresses of its norms, and its matrices."""
+    """One layer: the addresses of its norms, and its matrices.
+
+    ``folded`` is the address of the router behind ``o`` (``kernels/fold.cu``), or 0.
+    """
 
     index: int
     attn_norm: int
@@ -44,6 +51,7 @@ class Layer:
     gate: np.void
     up: np.void
     down: np.void
+    folded: int = 0
 
 
 class Held:
@@ -74,7 +82,7 @@ class DeviceWeights:
     """
 
     def __init__(self, model: Model, program: Program, *, tiles: bool) -> None:
-        self._model, self._memory, self._holders = model, DeviceMemory(), 0
+        self._model, self._memory, self._holders = model, DeviceMemory(_CHUNK), 0
         try:
             self._upload(program, _tiled_names(model) if tiles else set())
         except BaseException:
@@ -94,7 +102,8 @@ class DeviceWeights:
             tiler.close()
         self.table = tables["token_embd.weight"]
         self.output = tables[self._model.output.name]
-        self.layers = [self._layer(n, tables) for n in range(self._model.config.layers)]
+        layers = [self._layer(n, tables) for n in range(self._model.config.layers)]
+        self.layers = [self._folded(layer, program, driver.Stream()) for layer in layers]
         self.final_norm = self._vector("output_norm.weight")
 
     @property
@@ -135,6 +144,23 @@ class DeviceWeights:
             up=matrix("ffn_up_exps"),
             down=matrix("ffn_down_exps"),
         )
+
+    def _folded(self, layer: Layer, program: Program, stream: Any) -> Layer:  # noqa: ANN401 - PyCUDA's
+        """Fold the router behind the attention's output, if the kernels can make use of it."""
+        router = self._model[f"blk.{layer.index}.ffn_gate_inp.weight"]
+        over_tiles = all(map(is_tiled, (layer.o, layer.gate, layer.up)))
+        if not over_tiles or router.format.name != "F32":
+            return layer
+        count = self._model.config.experts * self._model.config.q_width
+        folded = self._memory.take(4 * count, "weights folded router")
+        plain = DeviceMemory()
+        try:
+            o = plain.weights(self._model[f"blk.{layer.index}.attn_output.weight"])
+            Fold(program).fold(layer.router, o, norm=layer.ffn_norm, folded=folded, stream=stream)
+            stream.synchronize()
+        finally:
+            plain.free()
+        return replace(layer, folded=folded)
 
     def _vector(self, name: str) -> int:
         return self._memory.array(self._model[name].values(), "weights norms")

@@ -227,6 +227,7 @@ inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 using std::isfinite;
 using std::isnan;
 template <class A, class B>
@@ -265,6 +266,7 @@ template <class T> inline T __ldg(const T* at) { return *at; }
 template <class T> inline T __ldcg(const T* at) { return *at; }
 template <class T> inline T __ldcs(const T* at) { return *at; }
 inline void __threadfence() {}
+inline void __threadfence_block() {}
 template <class T, class B> inline T atomicAdd(T* at, B by) { const T old = *at; *at += by; return old; }
 
 // -- meeting ------------------------------------------------------------------------------------------------
