@@ -58,11 +58,11 @@ class Attention:
         self._splits = _CLUSTER * max(1, clusters // (kv_heads * self._subgroups))
         self._record = 8 * (128 * -(-_row_tiles(heads) // 8) + 2 * _COLUMNS)  # kRecord
         self._warps = _warps(heads)
-        fits = shared_bytes(heads, _SLOTS) <= program.device.shared_bytes
+        fits = shared_bytes(heads, program.arch, _SLOTS) <= program.device.shared_bytes
         self._slots = _SLOTS if fits else _LEAST_SLOTS
         # More than half of what there is: two on one multiprocessor would leave another idle.
         ring = ring_bytes(heads, self._slots)
-        declared = shared_bytes(heads, self._slots) - ring
+        declared = shared_bytes(heads, program.arch, self._slots) - ring
         self._shared = max(ring, program.device.shared_bytes // 2 - declared)
 
     @property
@@ -133,12 +133,12 @@ def ring_bytes(heads: Heads, slots: int) -> int:
     return slots * _warps(heads) * _TILE * 16 * (2 * _row_tiles(heads) + 1)  # kRowChunks
 
 
-def shared_bytes(heads: Heads, slots: int = _LEAST_SLOTS, *, clusters: bool = True) -> int:
+def shared_bytes(heads: Heads, arch: str, slots: int = _LEAST_SLOTS) -> int:
     """Shared memory that a block of ``attend`` needs, with what it declares (``Shared``).
 
     At least, unless ``slots`` says otherwise.
     """
-    cluster = _CLUSTER if clusters else 1
+    cluster = _CLUSTER if int(arch.removeprefix("sm_")) >= 90 else 1
     tiles, group = _row_tiles(heads), heads.group
     subgroups = -(-group // min(_MOST_HEADS, group))
     slices = 1 << min(cluster, tiles, group // subgroups).bit_length() - 1  # kSlices
