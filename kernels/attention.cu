@@ -804,10 +804,12 @@ struct Chunk {
 static_assert(kUnsplit >= kTile * kCluster, "every block of a cluster has a tile");
 
 // Block (kv head, subgroup of its query heads, split): those that have work come first. Shared
-// memory: a ring of slots for each warp, [slots, kBlockWarps, kTile, kRowChunks] (kernels/attention.py).
+// memory: Shared, of which a large head's would not fit into what a kernel may declare; then a ring of
+// slots for each warp, [slots, kBlockWarps, kTile, kRowChunks] (kernels/attention.py).
 extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) attend(const AttendArgs a) {
-  extern __shared__ __align__(16) uint4 rings[];
-  __shared__ Shared shared;
+  extern __shared__ __align__(16) uint4 memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  uint4* const rings = memory + sizeof(Shared) / sizeof(uint4);
   // Whatever moved the position, or filled the cache before it, ran two kernels ago or earlier: both
   // are read while the predecessor still runs.
   const int last = __ldcg(&a.state->position), split = blockIdx.z;
