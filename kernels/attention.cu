@@ -34,10 +34,12 @@ static_assert(sizeof(AttendArgs) == ATTEND_ARGS_BYTES, "differs from kernels/att
 // A block takes a chunk of positions, of which each warp takes kTile at a time: it weighs them for all
 // heads and adds up all dimensions, by itself, so that no warp waits for another before the end. Its
 // keys and values come in turn into a ring of slots in shared memory, each asked for as soon as a slot
-// is read. The softmax is a running one (flash decoding). Warps meet in shared memory; then the blocks
-// of a cluster, each of which adds up a slice of the dimensions that all have sent it; then clusters,
-// in the block of a slice that arrives last. How many chunks there are depends on the position alone,
-// and so does who meets whom, so a rerun adds in the same order.
+// is read. The softmax is a running one (flash decoding). Warps meet in shared memory: where none has more
+// than a tile, before values are added up, so that each takes its own dimensions of all tiles and no sums
+// of all dimensions are to be merged. Then the blocks of a cluster meet, each of which adds up a slice of
+// the dimensions that all have sent it; then clusters, in the block of a slice that arrives last. How many
+// chunks there are depends on the position alone, and so does who meets whom, so a rerun adds in the same
+// order.
 //
 // With g = lane / 4 and t = lane % 4, a lane holds
 //   scores  of head g, at positions 2 t, 2 t + 1, 2 t + 8, 2 t + 9: the next product's operand as they lie;
@@ -64,12 +66,14 @@ constexpr int kUnsplit = 128;                       // positions up to which one
 constexpr int kLeast = 128;                         // of a chunk, if there is more than one cluster
 constexpr int kChunks = (HEAD_DIM + 7) / 8;         // of 8 dimensions, 16 bytes
 constexpr int kRowTiles = (HEAD_DIM + 15) / 16;     // of 16 dimensions, which a product takes
+constexpr int kChains = kRowTiles < 4 ? kRowTiles : 4;  // of products, that a score is the sum of
 constexpr bool kHoldsQueries = HEAD_DIM <= 128;     // in registers
 constexpr int kRecords = HEAD_DIM <= 128 && kCluster > 1 ? 16 : 4;  // that are added up at a time
 // Strides in shared memory: rows that a tensor core takes at a time meet every bank once.
 constexpr int kQueryFours = 8 * ((kRowTiles + 1) / 2) + 2;  // of 4 dimensions, both limbs
 constexpr int kRowChunks = 2 * kRowTiles + 1;       // of a position
 constexpr int kSlot = kTile * kRowChunks;           // a warp's keys, or values
+constexpr int kNextSlot = kBlockWarps * kSlot;      // of the same warp
 
 // Slices of dimensions that blocks of a cluster add up: row tile n is of slice n % kSlices. Each has a
 // counter, of which there are as many as heads.
@@ -120,19 +124,19 @@ struct Cached {
   __device__ const __half* at(int position) const { return head + static_cast<long long>(position) * row; }
 };
 
-// Asks for a tile of the cache: one commit, whether there is such a tile or not. Positions that do not
-// exist are zero, as their weights are; the last one is left alone.
-__device__ inline void ask_for(const Cached& cached, int first, int end, uint4* slot) {
+// Asks for a tile of the cache. Positions that do not exist are zero, as their weights are; the last one
+// is left alone.
+__device__ inline void ask_for(const Cached& cached, int first, uint4* slot) {
   constexpr int kItems = kTile * kChunks;
-  if (first >= end) {
-  } else if constexpr (HEAD_DIM % 8 == 0 && kItems % 32 == 0 && 32 % kChunks == 0) {
+  if constexpr (HEAD_DIM % 8 == 0 && kItems % 32 == 0 && 32 % kChunks == 0) {
     constexpr int kRows = 32 / kChunks;  // at a time
     const int index = lane_id() / kChunks, chunk = lane_id() % kChunks, there = cached.last - first - index;
     const __half* from = cached.at(first + index) + 8 * chunk;
     uint4* to = slot + index * kRowChunks + chunk;
 #pragma unroll
     for (int n = 0; n < kTile; n += kRows) {
-      if (n != there) copy_or_clear(to + n * kRowChunks, from + n * cached.row, n < there);
+      if (n != there) copy_or_clear(to + n * kRowChunks, from, n < there);
+      from += kRows * cached.row;
     }
   } else {
 #pragma unroll 1
@@ -147,7 +151,6 @@ __device__ inline void ask_for(const Cached& cached, int first, int end, uint4* 
       }
     }
   }
-  commit_copies();
 }
 
 // -- limbs and products --------------------------------------------------------------------------------
@@ -171,6 +174,13 @@ __device__ inline void load_matrices(unsigned (&d)[4], const uint4* from) {
 }
 __device__ inline void load_transposed(unsigned (&d)[4], const uint4* from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))) : "memory");
+}
+
+// Without exp2f's care for results below f32's normal range.
+__device__ inline float power_of_two(float exponent) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  return power;
 }
 
 // d += a * b: 16 rows by 8 columns, 16 products each.
@@ -284,10 +294,11 @@ struct Preparation {
   int index;            // among the block's queries; kHeads: the key; kHeads + 1: the value
   const float* head;
   bool wanted;
-  float cosine[kPairs], sine[kPairs], norm[kNumbers];
-  float largest;        // of |norm|
+  // What the norm and the rotation multiply a number by, and the other one of its pair.
+  float own[kNumbers], other[kNumbers];
   float given[kNumbers], turned[kNumbers];
-  float bound;          // of |turned|, over the head
+  float scale;          // that `turned` is still to be multiplied by
+  float bound;          // of what it is then, over the head
 
   // All but the head itself, which the predecessor may still be writing.
   __device__ void ask(const AttendArgs& a, int number) {
@@ -295,19 +306,31 @@ struct Preparation {
     head = a.qkv + max(number, 0) * HEAD_DIM;
     const bool key = index == kHeads;
     const float* cosines = a.rotation + (key ? HEAD_DIM : 0);
-    Run::read<Run::kWhole>(cosines, cosine, Run::pair);
-    Run::read<Run::kWhole>(cosines + kHalf, sine, Run::pair);
-    Run::read<Run::kWhole && !kInterleaved>(key ? a.k_norm : a.q_norm, norm, Run::dimension);
+    Run::read<Run::kWhole>(cosines, own, Run::pair);
+    Run::read<Run::kWhole>(cosines + kHalf, other, Run::pair);
+    Run::read<Run::kWhole && !kInterleaved>(key ? a.k_norm : a.q_norm, turned, Run::dimension);
   }
 
-  // Waits for the norm.
-  __device__ void bound_norm() {
-    largest = 0;
+  // Waits for what was asked for.
+  __device__ void combine() {
+    bound = 0;
 #pragma unroll
-    for (int n = 0; n < kNumbers; ++n) largest = fmaxf(largest, fabsf(norm[n]));
+    for (int n = 0; n < kNumbers; ++n) {
+#ifdef PLANT_NO_QK_NORM
+      turned[n] = 1;
+#endif
+      bound = fmaxf(bound, fabsf(turned[n]));
+    }
 #pragma unroll
     for (int offset = kPreparing / 2; offset > 0; offset >>= 1) {
-      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, offset));
+      bound = fmaxf(bound, __shfl_xor_sync(kAllLanes, bound, offset));
+    }
+    bound *= sqrtf(static_cast<float>(HEAD_DIM));  // no normed vector is longer
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n) {
+      const float u = turned[n], v = turned[n + kPairs], cosine = own[n], sine = other[n];
+      own[n] = u * cosine, own[n + kPairs] = v * cosine;
+      other[n] = v * -sine, other[n + kPairs] = u * sine;
     }
   }
 
@@ -321,35 +344,30 @@ struct Preparation {
     }
     sum += upper;
 #pragma unroll
+    for (int n = 0; n < kPairs; ++n) {
+      turned[n] = given[n] * own[n] + given[n + kPairs] * other[n];
+      turned[n + kPairs] = given[n + kPairs] * own[n + kPairs] + given[n] * other[n + kPairs];
+    }
+#pragma unroll
     for (int offset = kPreparing / 2; offset > 0; offset >>= 1) {
       sum += __shfl_xor_sync(kAllLanes, sum, offset);
     }
 #ifdef PLANT_NO_QK_NORM
-    bound = sqrtf(sum);
+    scale = 1, bound = sqrtf(sum);
 #else
-    const float scale = __frsqrt_rn(sum / static_cast<float>(HEAD_DIM) + eps);
-    bound = largest * sqrtf(static_cast<float>(HEAD_DIM));  // no normed vector is longer
+    const float mean = sum / static_cast<float>(HEAD_DIM) + eps, guess = rsqrtf(mean);
+    scale = fmaf(0.5f * guess, fmaf(-mean * guess, guess, 1.0f), guess);  // to the last bit or so, and sooner than __frsqrt_rn
 #endif
-#pragma unroll
-    for (int n = 0; n < kPairs; ++n) {
-#ifdef PLANT_NO_QK_NORM
-      const float u = given[n], v = given[n + kPairs];
-#else
-      const float u = given[n] * scale * norm[n], v = given[n + kPairs] * scale * norm[n + kPairs];
-#endif
-      turned[n] = u * cosine[n] - v * sine[n];
-      turned[n + kPairs] = v * cosine[n] + u * sine[n];
-    }
   }
 
   // Both limbs of a query head; zero for one that there is not.
   __device__ void store_query(Shared& shared) const {
     const Power power(bound);
+    const float times = wanted ? scale * power.up : 0;
     unsigned high[kPairs], low[kPairs];
 #pragma unroll
     for (int n = 0; n < kPairs; ++n) {
-      const float x = turned[2 * n] * power.up, y = turned[2 * n + 1] * power.up;
-      const Limbs limbs(wanted ? x : 0.0f, wanted ? y : 0.0f);
+      const Limbs limbs(turned[2 * n] * times, turned[2 * n + 1] * times);
       high[n] = limbs.high, low[n] = limbs.low;
     }
     Run::write_limbs(reinterpret_cast<__half*>(shared.query[index]), high, low);
@@ -365,7 +383,7 @@ struct Preparation {
     unsigned rounded[kPairs];
 #pragma unroll
     for (int n = 0; n < kPairs; ++n) {
-      rounded[n] = bits_of(key ? __floats2half2_rn(turned[2 * n], turned[2 * n + 1])
+      rounded[n] = bits_of(key ? __floats2half2_rn(turned[2 * n] * scale, turned[2 * n + 1] * scale)
                                : __floats2half2_rn(given[2 * n], given[2 * n + 1]));
     }
 #ifdef PLANT_STALE_KV
@@ -388,7 +406,7 @@ struct Preparation {
   __device__ void store_trace(float* trace) const {
 #pragma unroll
     for (int n = 0; n < kNumbers; ++n) {
-      if (Run::there(n)) trace[Run::dimension(n)] = turned[n];
+      if (Run::there(n)) trace[Run::dimension(n)] = turned[n] * scale;
     }
   }
 };
@@ -416,7 +434,9 @@ __device__ inline void clear_padding(Shared& shared, [[maybe_unused]] uint4* rin
     }
   }
   if constexpr (kChunks < 2 * kRowTiles) {  // which no copy writes
-    for (int row = lane_id(); row < slots * kTile; row += 32) ring[row * kRowChunks + kChunks] = make_uint4(0, 0, 0, 0);
+    for (int n = lane_id(); n < slots * kTile; n += 32) {
+      ring[n / kTile * kNextSlot + n % kTile * kRowChunks + kChunks] = make_uint4(0, 0, 0, 0);
+    }
   }
 }
 
@@ -446,15 +466,36 @@ __device__ inline const uint4* row_of(const uint4* slot) {
   return slot + (lane_id() % 8 + lane_id() / 16 * 8) * kRowChunks + lane_id() / 8 % 2;
 }
 
+// A tile's keys as products take them.
+struct Keys {
+  unsigned of[kRowTiles][4];
+
+  __device__ void load(const uint4* slot) {
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) load_matrices(of[n], row_of(slot) + 2 * n);
+  }
+};
+
+// By halves: not one long chain.
+template <int N>
+__device__ inline float sum_of(const float (&of)[N]) {
+  float half[(N + 1) / 2];
+#pragma unroll
+  for (int n = 0; n < (N + 1) / 2; ++n) half[n] = 2 * n + 1 < N ? of[2 * n] + of[2 * n + 1] : of[2 * n];
+  if constexpr (N <= 2) {
+    return half[0];
+  } else {
+    return sum_of(half);
+  }
+}
+
 // Scores of a warp's positions, `left` of which exist.
-__device__ inline void score(const Shared& shared, const Queries& queries, const uint4* slot, int left, float (&scores)[4]) {
-  const uint4* row = row_of(slot);
-  // Tensor cores cut off what they add up, so two short chains are closer than one long, and sooner done.
-  float product[2][2][4] = {};
+__device__ inline void score(const Shared& shared, const Queries& queries, const Keys& keys, int left, float (&scores)[4]) {
+  // Tensor cores cut off what they add up, so short chains are closer than a long one, and sooner done.
+  float product[2][kChains][4] = {};
 #pragma unroll
   for (int n = 0; n < kRowTiles; ++n) {
-    unsigned key[4];
-    load_matrices(key, row + 2 * n);
+    const unsigned(&key)[4] = keys.of[n];
     unsigned query[4];
     if constexpr (kHoldsQueries) {
 #pragma unroll
@@ -462,16 +503,57 @@ __device__ inline void score(const Shared& shared, const Queries& queries, const
     } else {
       read_query(shared, n, query);
     }
-    multiply(product[0][n % 2], query, {key[0], key[1]});
-    multiply(product[1][n % 2], query, {key[2], key[3]});
+    multiply(product[0][n % kChains], query, {key[0], key[1]});
+    multiply(product[1][n % kChains], query, {key[2], key[3]});
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float(&of)[2][4] = product[i / 2];
     const int c = i % 2, position = 2 * (lane_id() % 4) + c + 8 * (i / 2);
-    const float whole = (of[0][c] + of[1][c]) + (of[0][c + 2] + of[1][c + 2]);
+    float high[kChains], low[kChains];
+#pragma unroll
+    for (int n = 0; n < kChains; ++n) high[n] = product[i / 2][n][c], low[n] = product[i / 2][n][c + 2];
+    const float whole = sum_of(high) + sum_of(low);
     scores[i] = position < left ? whole : -INFINITY;
   }
+}
+
+// Of a head's scores in a tile.
+__device__ inline float largest_of(const float (&scores)[4]) {
+  float most = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
+  most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
+  return fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
+}
+
+// Weights relative to a score, as limbs; this lane's share of their sum is added to `sum`.
+__device__ inline uint4 weigh(const float (&scores)[4], float most, float factor, float& sum) {
+  float weights[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // A NaN score must stay one: fmaxf passes it by, the subtraction does not.
+    weights[i] = power_of_two(fmaf(scores[i] - most, factor, kWeightExponent));
+  }
+  sum += (weights[0] + weights[1]) + (weights[2] + weights[3]);
+  const Limbs first(weights[0], weights[1]), second(weights[2], weights[3]);
+  return make_uint4(first.high, second.high, first.low, second.low);
+}
+
+// What sums of a warp's positions are relative to, and the weights' sum, for other warps: of two heads
+// at a time, the largest scores, then the sums.
+__device__ inline void write_meta(float (&meta)[kMeta], float largest, float weight) {
+  weight += __shfl_xor_sync(kAllLanes, weight, 1);
+  weight += __shfl_xor_sync(kAllLanes, weight, 2);
+  if (lane_id() % 4 == 0) {
+    float* of_head = meta + lane_id() / 8 * 4 + lane_id() / 4 % 2;
+    of_head[0] = largest, of_head[2] = weight;
+  }
+}
+
+// Sixteen dimensions of a tile's values, `row` this lane's (`row_of`), by the limbs of their weights.
+__device__ inline void add_values(float (&sum)[4], const uint4* row, const uint4& limbs) {
+  unsigned values[4];
+  load_transposed(values, row);
+  multiply(sum, values, {limbs.x, limbs.y});
+  multiply(sum, values, {limbs.z, limbs.w});
 }
 
 // What a warp has seen: sums of all dimensions, the largest score, and this lane's share of the weights' sum.
@@ -483,38 +565,23 @@ struct Running {
 
   // Turns scores into weights, relative to the largest so far.
   __device__ uint4 weigh(const float (&scores)[4], float factor) {
-    float most = fmaxf(fmaxf(scores[0], scores[1]), fmaxf(scores[2], scores[3]));
-    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, 2));
-    most = fmaxf(most, largest);
+    const float most = fmaxf(largest_of(scores), largest);
     if (!__all_sync(kAllLanes, most == largest)) {
-      const float less = exp2f((largest - most) * factor);
+      const float less = power_of_two((largest - most) * factor);
       const float even = __shfl_sync(kAllLanes, less, lane_id() % 4 * 8), odd = __shfl_sync(kAllLanes, less, lane_id() % 4 * 8 + 4);
       largest = most, weight *= less;
 #pragma unroll
       for (int n = 0; n < kRowTiles; ++n) sum[n][0] *= even, sum[n][1] *= odd, sum[n][2] *= even, sum[n][3] *= odd;
     }
-    float weights[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      // A NaN score must stay one: fmaxf passes it by, the subtraction does not.
-      weights[i] = exp2f(fmaf(scores[i] - most, factor, kWeightExponent));
-    }
-    weight += (weights[0] + weights[1]) + (weights[2] + weights[3]);
-    const Limbs first(weights[0], weights[1]), second(weights[2], weights[3]);
-    return make_uint4(first.high, second.high, first.low, second.low);
+    return ::weigh(scores, most, factor, weight);
   }
 
   // Adds values that have been weighed.
   __device__ void add(const uint4& limbs, const uint4* slot) {
-    const uint4* row = row_of(slot);
 #pragma unroll
     for (int n = 0; n < kRowTiles; ++n) {
-      unsigned values[4];
-      load_transposed(values, row + 2 * n);
       float more[4] = {};  // by itself, as tensor cores cut off what they add up
-      multiply(more, values, {limbs.x, limbs.y});
-      multiply(more, values, {limbs.z, limbs.w});
+      add_values(more, row_of(slot) + 2 * n, limbs);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[n][i] += more[i];
     }
@@ -522,12 +589,7 @@ struct Running {
 
   // To where other warps add it up: [kRowTiles, 32 lanes], and what it is relative to.
   __device__ void write(float4* to, float (&meta)[kMeta]) {
-    weight += __shfl_xor_sync(kAllLanes, weight, 1);
-    weight += __shfl_xor_sync(kAllLanes, weight, 2);
-    if (lane_id() % 4 == 0) {
-      float* to = meta + lane_id() / 8 * 4 + lane_id() / 4 % 2;
-      to[0] = largest, to[2] = weight;
-    }
+    write_meta(meta, largest, weight);
 #pragma unroll
     for (int n = 0; n < kRowTiles; ++n) to[32 * n + lane_id()] = make_float4(sum[n][0], sum[n][1], sum[n][2], sum[n][3]);
   }
@@ -544,7 +606,7 @@ struct Pair {
   }
   // What weights relative to these scores count beside `most`.
   __device__ Pair below(const Pair& most, const Pair& factor) const {
-    return {exp2f((even - most.even) * factor.even), exp2f((odd - most.odd) * factor.odd)};
+    return {power_of_two((even - most.even) * factor.even), power_of_two((odd - most.odd) * factor.odd)};
   }
   __device__ Pair or_larger(const Pair& other) const { return {fmaxf(even, other.even), fmaxf(odd, other.odd)}; }
   // Over lanes of the same t.
@@ -622,10 +684,44 @@ struct Merged {
 #pragma unroll
       for (int n = 0; n < kOwn; ++n) {
         const float4& by = more[s][n];
-        sum[n].x = fmaf(by.x, times.even, sum[n].x), sum[n].y = fmaf(by.y, times.odd, sum[n].y);
-        sum[n].z = fmaf(by.z, times.even, sum[n].z), sum[n].w = fmaf(by.w, times.odd, sum[n].w);
+        add(n, by.x, by.y, by.z, by.w, times);
       }
     }
+  }
+
+  // Adds up a block's first SOURCES tiles, whose weights lie where their keys were: each warp its own
+  // dimensions of all.
+  template <int SOURCES>
+  __device__ void add_weighed(const uint4* rings, const float (&metas)[kBlockWarps][kMeta], const Pair& factor) {
+    const int t = lane_id() % 4;
+    float4 of[SOURCES];
+    float more[SOURCES][kOwn][4] = {};  // by themselves, as tensor cores cut off what they add up
+#pragma unroll
+    for (int s = 0; s < SOURCES; ++s) {
+      of[s] = reinterpret_cast<const float4*>(metas[s])[t];
+      const uint4 limbs = rings[s * kSlot + lane_id()];
+      const uint4* row = row_of(rings + kNextSlot + s * kSlot) + 2 * warp_id();
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) {
+        if (TILES % kBlockWarps && warp_id() + kBlockWarps * n >= TILES) continue;
+        add_values(more[s][n], row + 2 * kBlockWarps * n, limbs);
+      }
+    }
+    largest = {of[0].x, of[0].y};
+#pragma unroll
+    for (int s = 1; s < SOURCES; ++s) largest = largest.or_larger({of[s].x, of[s].y});
+#pragma unroll
+    for (int s = 0; s < SOURCES; ++s) {
+      const Pair times = Pair{of[s].x, of[s].y}.below(largest, factor);
+      weight = {fmaf(times.even, of[s].z, weight.even), fmaf(times.odd, of[s].w, weight.odd)};
+#pragma unroll
+      for (int n = 0; n < kOwn; ++n) add(n, more[s][n][0], more[s][n][1], more[s][n][2], more[s][n][3], times);
+    }
+  }
+
+  __device__ void add(int n, float x, float y, float z, float w, const Pair& times) {
+    sum[n].x = fmaf(x, times.even, sum[n].x), sum[n].y = fmaf(y, times.odd, sum[n].y);
+    sum[n].z = fmaf(z, times.even, sum[n].z), sum[n].w = fmaf(w, times.odd, sum[n].w);
   }
 
   template <bool GLOBAL, class T>
@@ -649,14 +745,15 @@ struct Merged {
   __device__ void write_mixed(float* mixed, int slice, int heads) const {
     const int g = lane_id() / 4, t = lane_id() % 4;
     const float inverse[2] = {__fdividef(1.0f, weight.even), __fdividef(1.0f, weight.odd)};
+    const int first = 16 * (slice + STEP * warp_id()) + g;  // dimension
+    float* to = mixed + 2 * t * HEAD_DIM + first;
 #pragma unroll
     for (int n = 0; n < kOwn; ++n) {
       const float of[4] = {sum[n].x, sum[n].y, sum[n].z, sum[n].w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int head = 2 * t + i % 2, tile = slice + STEP * (whole_warp_id() + kBlockWarps * n);
-        const int d = 16 * tile + g + i / 2 * 8;
-        if (head < heads && d < HEAD_DIM) mixed[head * HEAD_DIM + d] = of[i] * inverse[i % 2];
+        const int beyond = 16 * STEP * kBlockWarps * n + i / 2 * 8;
+        if (2 * t + i % 2 < heads && first + beyond < HEAD_DIM) to[i % 2 * HEAD_DIM + beyond] = of[i] * inverse[i % 2];
       }
     }
   }
@@ -707,10 +804,12 @@ struct Chunk {
 static_assert(kUnsplit >= kTile * kCluster, "every block of a cluster has a tile");
 
 // Block (kv head, subgroup of its query heads, split): those that have work come first. Shared
-// memory: a ring of slots for each warp, [kBlockWarps, slots, kTile, kRowChunks] (kernels/attention.py).
+// memory: Shared, of which a large head's would not fit into what a kernel may declare; then a ring of
+// slots for each warp, [slots, kBlockWarps, kTile, kRowChunks] (kernels/attention.py).
 extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) attend(const AttendArgs a) {
-  extern __shared__ __align__(16) uint4 rings[];
-  __shared__ Shared shared;
+  extern __shared__ __align__(16) uint4 memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  uint4* const rings = memory + sizeof(Shared) / sizeof(uint4);
   // Whatever moved the position, or filled the cache before it, ran two kernels ago or earlier: both
   // are read while the predecessor still runs.
   const int last = __ldcg(&a.state->position), split = blockIdx.z;
@@ -720,27 +819,34 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
 
   const int kv_head = blockIdx.x, row = a.kv_heads * HEAD_DIM, end = chunk.end;
   const int warp = whole_warp_id(), slots = a.slots;
-  uint4* ring = rings + warp * slots * kSlot;
+  uint4* ring = rings + warp * kSlot;
   int mine = chunk.begin + warp * kTile;
+  // All of the chunk is under way at once, or there are at least as many tiles as slots.
+  const bool at_once = end - chunk.begin <= kBlockTile;
   // Tiles of keys and values in turn are asked for; `asked` is the next one's first position.
   int asked = mine;
   bool of_values = false;
   const auto ask = [&](uint4* slot) {
-    ask_for({(of_values ? a.values : a.keys) + kv_head * HEAD_DIM, row, last}, asked, end, slot);
+    if (at_once || asked < end) ask_for({(of_values ? a.values : a.keys) + kv_head * HEAD_DIM, row, last}, asked, slot);
+    commit_copies();
     if (of_values) asked += kBlockTile;
     of_values = !of_values;
   };
   const int before = blockIdx.y * kHeads, heads = min(kHeads, GROUP - before);
   const int first_head = kv_head * GROUP + before;
-  // The last tile is under way already: the position's own row is written straight into it.
-  const bool at_once = end - chunk.begin <= kBlockTile;
   const bool preparing = warp_id() < (kPreparing * (kHeads + 2) + 31) / 32;
   Preparation prepared;
   if (preparing) prepared.ask(a, head_to_prepare(a.kv_heads, first_head, heads, end == last + 1));
 #pragma unroll 1
-  for (int n = 0; n < slots; ++n) ask(ring + n * kSlot);
-  if (preparing) prepared.bound_norm();
+  for (int n = 0; n < (at_once ? 2 : slots); ++n) ask(ring + n * kNextSlot);
+  if (preparing) prepared.combine();
   clear_padding(shared, ring, slots);
+  Keys keys;
+  if (at_once) {
+    await_copies<0>();
+    __syncwarp();
+    keys.load(ring);
+  }
 
   take_over();
   if (preparing) {
@@ -754,7 +860,10 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
       const bool key = prepared.index == kHeads;
       __half* cached = (key ? a.keys : a.values) + static_cast<long long>(last) * row + kv_head * HEAD_DIM;
       uint4* fresh = shared.fresh[key ? 0 : 1];
-      if (at_once) fresh = rings + ((last - chunk.begin) / kTile * slots + (key ? 0 : 1)) * kSlot + (last - chunk.begin) % kTile * kRowChunks;
+      if (at_once) {  // into its tile
+        const int index = last - chunk.begin;
+        fresh = rings + (key ? 0 : kNextSlot) + index / kTile * kSlot + index % kTile * kRowChunks;
+      }
       prepared.store_fresh(fresh, cached, last, row);
       if (key && a.trace_k != nullptr) prepared.store_trace(a.trace_k + kv_head * HEAD_DIM);
     }
@@ -762,10 +871,29 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
   __syncthreads();
 
   const Pair factor = {shared.factor[lane_id() % 4 * 2], shared.factor[lane_id() % 4 * 2 + 1]};
-  if (mine < end) {
+  const float own_factor = shared.factor[lane_id() / 4];
+  Merged<kRowTiles> block;
+  if (at_once) {
+    float most = -INFINITY, weight = 0;
+    uint4 limbs = make_uint4(0, 0, 0, 0);
+    if (mine < end) {
+      float scores[4];
+      if (last - mine < kTile) keys.load(ring);  // which lacked the position's own
+      score(shared, Queries(shared), keys, end - mine, scores);
+      most = largest_of(scores);
+      limbs = weigh(scores, most, own_factor, weight);
+    }
+    ring[lane_id()] = limbs;  // all lanes have read their keys
+    write_meta(shared.meta[warp], most, weight);
+    __syncthreads();
+    if (end - chunk.begin <= 4 * kTile) {
+      block.add_weighed<4>(rings, shared.meta, factor);
+    } else {
+      block.add_weighed<kBlockWarps>(rings, shared.meta, factor);
+    }
+  } else {
     Running so_far;
     const Queries queries(shared);
-    const float own_factor = shared.factor[lane_id() / 4];
     uint4* slot = ring;
     // The next tile of the ring, with the position's own row if it is there.
     const auto await = [&](const uint4* fresh) {
@@ -775,7 +903,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
         await_copies<1>();
       }
       __syncwarp();
-      if (last - mine < kTile && !at_once) {
+      if (last - mine < kTile) {
         for (int n = lane_id(); n < kChunks; n += 32) slot[(last - mine) * kRowChunks + n] = fresh[n];
         __syncwarp();
       }
@@ -784,13 +912,14 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
     const auto next = [&] {
       __syncwarp();
       ask(slot);
-      slot = slot + kSlot == ring + slots * kSlot ? ring : slot + kSlot;
+      slot = slot + kNextSlot == ring + slots * kNextSlot ? ring : slot + kNextSlot;
     };
 #pragma unroll 1
     for (; mine < end; mine += kBlockTile) {
       float scores[4];
       await(shared.fresh[0]);
-      score(shared, queries, slot, end - mine, scores);
+      keys.load(slot);
+      score(shared, queries, keys, end - mine, scores);
       next();
       const uint4 limbs = so_far.weigh(scores, own_factor);
       await(shared.fresh[1]);
@@ -798,12 +927,9 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
       next();
     }
     so_far.write(reinterpret_cast<float4*>(ring), shared.meta[warp]);
+    __syncthreads();
+    block.add<false, kBlockWarps>(reinterpret_cast<const float4*>(rings), kSlot, shared.meta[0], kMeta, kBlockWarps, factor);
   }
-  __syncthreads();
-
-  Merged<kRowTiles> block;
-  const int warps = min(kBlockWarps, (end - chunk.begin + kTile - 1) / kTile);
-  block.add<false, kBlockWarps>(reinterpret_cast<const float4*>(rings), slots * kSlot, shared.meta[0], kMeta, warps, factor);
   float* mixed = a.mixed + first_head * HEAD_DIM;
   if (chunk.splits == 1) {
     block.write_mixed<1>(mixed, 0, heads);

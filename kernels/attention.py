@@ -41,6 +41,7 @@ _COLUMNS = 8  # heads that a tensor core takes (kColumns)
 _TILE = 16  # positions that a warp weighs at a time (kTile)
 _SLOTS, _LEAST_SLOTS = 3, 2  # of a warp's ring, where there is room; at least
 _CLUSTER = 8  # blocks of a cluster, where there are clusters (kCluster)
+_DECLARED = 16  # bytes of shared memory that are not the launch's: whether a block arrives last
 
 
 class Attention:
@@ -58,12 +59,12 @@ class Attention:
         self._splits = _CLUSTER * max(1, clusters // (kv_heads * self._subgroups))
         self._record = 8 * (128 * -(-_row_tiles(heads) // 8) + 2 * _COLUMNS)  # kRecord
         self._warps = _warps(heads)
-        fits = shared_bytes(heads, _SLOTS) <= program.device.shared_bytes
+        there = program.device.shared_bytes
+        fits = shared_bytes(heads, program.arch, _SLOTS) <= there
         self._slots = _SLOTS if fits else _LEAST_SLOTS
         # More than half of what there is: two on one multiprocessor would leave another idle.
-        ring = ring_bytes(heads, self._slots)
-        declared = shared_bytes(heads, self._slots) - ring
-        self._shared = max(ring, program.device.shared_bytes // 2 - declared)
+        needed = shared_bytes(heads, program.arch, self._slots)
+        self._shared = max(needed, there // 2) - _DECLARED
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -128,17 +129,12 @@ class Attention:
         )
 
 
-def ring_bytes(heads: Heads, slots: int) -> int:
-    """Shared memory that ``attend`` is launched with, at least: a ring of tiles for each warp."""
-    return slots * _warps(heads) * _TILE * 16 * (2 * _row_tiles(heads) + 1)  # kRowChunks
-
-
-def shared_bytes(heads: Heads, slots: int = _LEAST_SLOTS, *, clusters: bool = True) -> int:
-    """Shared memory that a block of ``attend`` needs, with what it declares (``Shared``).
+def shared_bytes(heads: Heads, arch: str, slots: int = _LEAST_SLOTS) -> int:
+    """Shared memory that a block of ``attend`` needs on an architecture.
 
     At least, unless ``slots`` says otherwise.
     """
-    cluster = _CLUSTER if clusters else 1
+    cluster = _CLUSTER if int(arch.removeprefix("sm_")) >= 90 else 1
     tiles, group = _row_tiles(heads), heads.group
     subgroups = -(-group // min(_MOST_HEADS, group))
     slices = 1 << min(cluster, tiles, group // subgroups).bit_length() - 1  # kSlices
@@ -146,8 +142,8 @@ def shared_bytes(heads: Heads, slots: int = _LEAST_SLOTS, *, clusters: bool = Tr
     fresh = 2 * -(-heads.head_dim // 8)
     inbox = cluster * 32 * -(-tiles // slices)
     metas = (_warps(heads) + cluster) * 2 * _COLUMNS * 4
-    last = 16  # whether the block arrives last, and what aligns it
-    return ring_bytes(heads, slots) + 16 * (query + fresh + inbox) + 4 * _COLUMNS + metas + last
+    rings = slots * _warps(heads) * _TILE * (2 * tiles + 1)  # kRowChunks
+    return 16 * (query + fresh + inbox + rings) + 4 * _COLUMNS + metas + _DECLARED
 
 
 def _warps(heads: Heads) -> int:

@@ -71,7 +71,7 @@ def test_qwen3_fits_every_architecture(arch, numerics):
 @pytest.mark.parametrize("activation", ["f32", "q8_k"])
 def test_what_just_fits_is_taken_and_one_byte_less_is_too_little(kernel, shape, activation):
     config = replace(QWEN3, **shape)
-    needed = plain_bytes(config, activation)[kernel]
+    needed = plain_bytes(config, activation, gpu())[kernel]
     check_shape(config, gpu(shared_bytes=needed), activation, tiles=False)
     told = refusal(config, gpu(shared_bytes=needed - 1), activation)
     assert told == (
@@ -84,8 +84,12 @@ def test_what_just_fits_is_taken_and_one_byte_less_is_too_little(kernel, shape, 
 def test_whatever_is_staged_counts(shape):
     config = replace(QWEN3, expert_width=32)
     larger = replace(config, **shape)
-    assert plain_bytes(larger, "f32")["gate_up"] > plain_bytes(config, "f32")["gate_up"]
-    assert plain_bytes(config, "q8_k")["gate_up"] > plain_bytes(config, "f32")["gate_up"]
+
+    def needed(of, activation):
+        return plain_bytes(of, activation, gpu())["gate_up"]
+
+    assert needed(larger, "f32") > needed(config, "f32")
+    assert needed(config, "q8_k") > needed(config, "f32")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def check_shape(config: Config, gpu: Gpu, activation: str, *, tiles: bool) -> No
             f"heads of {config.head_dim} values, expected at most {_MOST_HEAD_DIM}; "
             "use --backend cpu"
         )
-    _check("use --backend cpu", plain_bytes(config, activation), gpu)
+    _check("use --backend cpu", plain_bytes(config, activation, gpu), gpu)
     if tiles:
         _check("use --numerics f32 or --backend cpu", tiled_bytes(config, gpu), gpu)
 
@@ -50,7 +50,7 @@ def _check(instead: str, needed: dict[str, int], gpu: Gpu) -> None:
         )
 
 
-def plain_bytes(config: Config, activation: str) -> dict[str, int]:
+def plain_bytes(config: Config, activation: str, gpu: Gpu) -> dict[str, int]:
     """Shared memory of a block, by kernel, over matrices that are not tiled."""
     c, choosing = config, _choosing(config)
     staged = {
@@ -61,7 +61,7 @@ def plain_bytes(config: Config, activation: str) -> dict[str, int]:
         "down": down_bytes(c.expert_width, choosing, activation),
         "logits": input_bytes(c.hidden, activation),
     }
-    attend = shared_bytes(Heads(c.head_dim, c.heads // c.kv_heads))
+    attend = shared_bytes(Heads(c.head_dim, c.heads // c.kv_heads), gpu.arch)
     return {**{kernel: nbytes + DECLARED for kernel, nbytes in staged.items()}, "attend": attend}
 
 
