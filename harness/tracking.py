@@ -217,7 +217,7 @@ def _families(
         data = measured.to_json()
         for family in data["families"].values():
             _thinned(family, "us", _KEPT_FAMILY_SAMPLES)
-        return {family: _family_figures(measured, family) for family in families}, data
+        return {family: _family_figures(measured, family) for family in measured.families}, data
 
     return _recorded(benchmark, run)
 
@@ -234,7 +234,9 @@ def _family_figures(measured: FamiliesMeasurement, family: str) -> dict[str, Fig
 
 
 def _family(outcome: Outcome, family: str) -> Outcome:
-    """One family's share of what was measured together."""
+    """One family's share of what was measured together; n/a where a token launches none of it."""
+    if outcome.figures and family not in outcome.figures:
+        return Outcome(absent=f"in this numerics a token launches no {family}")
     figures = outcome.figures.get(family, {})
     return replace(outcome, figures=figures if isinstance(figures, dict) else {})
 

@@ -38,12 +38,22 @@ constexpr int announcer_bytes(int threads) { return threads / 32 * 4; }
 template <int THREADS>
 class Announcer {
  public:
-  // Before the predecessor has ended: the residual was written three kernels before.
+  // Asks for what there is before the predecessor has ended: rows of weights, and the residual, which was written
+  // three kernels before. `combine` waits for it.
   __device__ Announcer(const Announcing& a, const float* residual, int columns, float* memory)
       : a_(a), residual_(residual), columns_(columns), sums_(memory) {
     if (!announces()) return;
-    sum_ = of_residual(blockIdx.x, threadIdx.x, THREADS);
-    if (8 * static_cast<int>(threadIdx.x) < columns_) read_eight(row(blockIdx.x) + 8 * threadIdx.x, weight_);
+    const int column = 8 * threadIdx.x;
+    if (column < columns_) read_eight(row(blockIdx.x) + column, weight_);
+    if (column < a_.hidden) ask(blockIdx.x, column);
+  }
+  __device__ void combine() {
+    if (!announces()) return;
+#pragma unroll 1
+    for (int column = 8 * threadIdx.x; column < a_.hidden; column += 8 * THREADS) {
+      if (column >= 8 * THREADS) ask(blockIdx.x, column);
+      sum_ += of_residual();
+    }
   }
 
   // A thread: values `column` and on of m; it calls this for all that it stages, eight at a time, every
@@ -70,7 +80,12 @@ class Announcer {
     }
 #pragma unroll 1
     for (int e = blockIdx.x + (1 + whole_warp_id()) * gridDim.x; announces() && e < a_.experts; e += (kLast + 1) * gridDim.x) {
-      float sum = of_residual(e, lane_id(), 32);
+      float sum = 0;
+#pragma unroll 1
+      for (int column = 8 * lane_id(); column < a_.hidden; column += 8 * 32) {
+        ask(e, column);
+        sum += of_residual();
+      }
 #pragma unroll 1
       for (int k = 8 * lane_id(); k < columns_; k += 8 * 32) {
         float x[8], weight[8];
@@ -87,18 +102,16 @@ class Announcer {
   __device__ bool announces() const { return a_.router != nullptr && blockIdx.x < a_.experts; }
   __device__ const float* row(int e) const { return a_.folded + static_cast<long long>(e) * columns_; }
 
-  // What the eights `first`, `first + step` and on of the residual give expert e.
-  __device__ float of_residual(int e, int first, int step) const {
+  // Eight columns of the residual, and what they give expert e.
+  __device__ void ask(int e, int column) {
+    read_eight(a_.router + static_cast<long long>(e) * a_.hidden + column, router_);
+    read_eight(a_.norm + column, norm_);
+    read_eight(residual_ + column, x_);
+  }
+  __device__ float of_residual() const {
     float sum = 0;
-#pragma unroll 1
-    for (int k = 8 * first; k < a_.hidden; k += 8 * step) {
-      float x[8], norm[8], weight[8];
-      read_eight(residual_ + k, x);
-      read_eight(a_.norm + k, norm);
-      read_eight(a_.router + static_cast<long long>(e) * a_.hidden + k, weight);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) sum = fmaf(x[i] * norm[i], weight[i], sum);
-    }
+    for (int i = 0; i < 8; ++i) sum = fmaf(x_[i] * norm_[i], router_[i], sum);
     return sum;
   }
 
@@ -111,7 +124,7 @@ class Announcer {
   const float* residual_;
   int columns_;
   float* sums_;  // [warps], in shared memory
-  float sum_ = 0, weight_[8] = {};
+  float sum_ = 0, weight_[8] = {}, router_[8], norm_[8], x_[8];
 };
 
 // Four logits as they are now, in the L2; zeros where there are only `left`.

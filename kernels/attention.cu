@@ -839,6 +839,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
   if (preparing) prepared.ask(a, head_to_prepare(a.kv_heads, first_head, heads, end == last + 1));
 #pragma unroll 1
   for (int n = 0; n < (at_once ? 2 : slots); ++n) ask(ring + n * kNextSlot);
+  let_in();  // attention_output reads weights early, and a residual from before this layer
   if (preparing) prepared.combine();
   clear_padding(shared, ring, slots);
   Keys keys;

@@ -50,11 +50,19 @@ struct State {
 // sm_90 and later). It then asks for weights, and `take_over` waits until all that the predecessor
 // wrote is visible; before it, nothing may be written, and nothing be read that the predecessor
 // writes. The successor may begin from then on: what ran two kernels before it has ended.
+//
+// A kernel may let its successor begin before (`let_in`) if that one, until it takes over, reads only what
+// had been written before this kernel's predecessor began.
+__device__ inline void let_in() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 __device__ inline void take_over() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+  let_in();
 }
 
 // What there is to do while something else is under way, where there is nothing.

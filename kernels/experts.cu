@@ -106,11 +106,9 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) gate
   };
   if (!a.choosing.announced) take_over();
   choose<kTiledThreads>(a.choosing, choice);
-  // A multiprocessor has so many bytes on their way at a time; who asks for more stands still, and whatever is
-  // asked for comes behind it. So: the residual, a tile a warp, and the others when the residual is staged.
-  const FixedInput in = stage_fixed<true, 1>(a.x, a.gate.columns, a.norm, staged, [&] { stream.begin(source, 0, 1); });
+  const FixedInput in = stage_fixed<true, 1>(a.x, a.gate.columns, a.norm, staged);
   __syncthreads();
-  stream.begin(source, 1);
+  stream.begin(source);
   const auto besides = [&] {
     find_scale(in, a.eps);
     __syncwarp();

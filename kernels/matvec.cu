@@ -161,9 +161,10 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) atte
   const auto source = [&](int item, int part) { return tile_of(a.o, item, part); };
   TileStream<1> stream({a.o.rows / kTileRows, superblocks, a.batch}, memory, tile_bytes(a.o.format));
   uint8_t* const staged = stream.behind();
-  stream.begin(source);
   Announcer<kTiledThreads> announcer(a.announcing, a.residual, a.o.columns,
                                      reinterpret_cast<float*>(staged + fixed_bytes(a.o.columns)));
+  stream.begin(source);
+  announcer.combine();
   const FixedInput in = stage_fixed<false, 1>(a.mixed, a.o.columns, nullptr, staged, Nothing(),
                                               [&](int column, const float (&x)[8]) { announcer.add(column, x); });
   announcer.meet();

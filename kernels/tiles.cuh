@@ -95,8 +95,8 @@ __device__ inline void add_q4_k(const uint8_t* tile, const FixedInput& in, int s
   for (int r = 0; r < 2; ++r) {
     const uint32_t four = at.pair < 2 ? head[r].z & 0x3f3f3f3fu
                                       : ((head[r].w >> 4) & 0x0f0f0f0fu) | ((head[r].z >> 2) & 0x30303030u);
-    const uint32_t two = four >> (16 * (at.pair & 1));
-    const float mins = fmaf(static_cast<float>(two & 63), x.x, static_cast<float>((two >> 8) & 63) * x.y);
+    const int byte = 2 * (at.pair & 1);
+    const float mins = fmaf(byte_as_float(four, byte), x.x, byte_as_float(four, byte + 1) * x.y);
     const float dots = fmaf(static_cast<float>(total[2 * r]), first, static_cast<float>(total[2 * r + 1]) * second);
     const float2 d = __half22float2(*reinterpret_cast<const __half2*>(&head[r].x));  // d, dmin
     sum[r] = fmaf(d.x, dots, sum[r]);
@@ -159,10 +159,10 @@ __device__ inline void tile_product(const uint8_t* tile, int format, const Fixed
   } else {
     add_q6_k(tile, in, superblock, sum);
   }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 1);
-    sum[r] += __shfl_xor_sync(kAllLanes, sum[r], 2);
-  }
-  if ((lane_id() & 3) == 0) to[lane_id() >> 2] = sum[0], to[(lane_id() >> 2) + 8] = sum[1];
+  // Of two neighbours each adds up one row's parts, then two of each row's lanes theirs.
+  const bool upper = lane_id() & 1;
+  float own = upper ? sum[1] : sum[0];
+  own += __shfl_xor_sync(kAllLanes, upper ? sum[0] : sum[1], 1);
+  own += __shfl_xor_sync(kAllLanes, own, 2);
+  if ((lane_id() & 2) == 0) to[(lane_id() >> 2) + (upper ? 8 : 0)] = own;
 }

@@ -106,7 +106,8 @@ def measure_families(
     """Guard the prompt, time families in the place of its last token, decode it once more.
 
     No tokens are decoded behind the prompt: ``workload.tokens`` is 0. A sample is the time of all
-    of a family's launches in one token, over their number. ``rule`` holds for each family.
+    of a family's launches in one token, over their number. ``rule`` holds for each family. A family
+    that a token does not launch in this numerics is left out.
 
     Raises
     ------
@@ -139,11 +140,16 @@ def measure_families(
                     ["the step that is repeated before a family has other logits than guarded"],
                     evidence.to_json(),
                 )
-            timed = {name: _timed(clock, name, evidence, instruments, rule) for name in families}
             launches, read_before = dict(clock.launches), dict(clock.read_before)
+            timed = {
+                name: _timed(clock, name, evidence, instruments, rule)
+                for name in families
+                if launches.get(name) != 0
+            }
         _repeat_guarded(decoder, workload, evidence)
         bandwidth = instruments.read_bandwidth()
-    traffic = family_traffic(decoder.model, workload.depth + len(workload.prompt))
+    launched = [name for name, count in launches.items() if count]
+    traffic = family_traffic(decoder.model, workload.depth + len(workload.prompt), launched)
     return FamiliesMeasurement(
         families={
             name: FamilyTime(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -44,6 +44,10 @@ _READ_BY = {
     # the whole output matrix
     "output": ("output", "logits"),
 }
+
+
+# What reads a family's bytes where a token launches none of it: the router's logits are announced.
+_READ_INSTEAD = {"route": "attention_output"}
 
 
 @dataclass(frozen=True)
@@ -130,20 +134,31 @@ def distinct_experts(chosen: NDArray[np.integer]) -> list[float]:
     ]
 
 
-def family_traffic(model: Model, positions: int) -> Traffic:
+def family_traffic(
+    model: Model, positions: int, launched: Collection[str] | None = None
+) -> Traffic:
     """Count the same bytes by the family of CUDA kernels that reads them.
 
-    Argmax reads logits, which are activations: no bytes of it count.
+    Argmax reads logits, which are activations: no bytes of it count. ``launched`` are the families
+    that a token launches; all, unless given.
     """
-    launches = launch_traffic(model, "cuda", positions)
+    launches = launch_traffic(model, "cuda", positions, launched)
     return _summed((family, nbytes) for (family, _), nbytes in launches.items())
 
 
-def launch_traffic(model: Model, backend: str, positions: int) -> dict[tuple[str, int | None], int]:
-    """Count the same bytes by family and layer; None for what is not of a layer."""
+def launch_traffic(
+    model: Model, backend: str, positions: int, launched: Collection[str] | None = None
+) -> dict[tuple[str, int | None], int]:
+    """Count the same bytes by family and layer; None for what is not of a layer.
+
+    ``launched`` as in ``family_traffic``.
+    """
     moved: Counter[tuple[str, int | None]] = Counter({("argmax", None): 0})
     for (name, layer), nbytes in _counted(model, backend, positions).items():
-        moved[_READ_BY[name][1], layer] += nbytes
+        family = _READ_BY[name][1]
+        if launched is not None and family not in launched:
+            family = _READ_INSTEAD.get(family, family)
+        moved[family, layer] += nbytes
     return dict(moved)
 
 

@@ -77,7 +77,8 @@ def profile_decode(
         traced = tracer.record(run)
     config = decoder.model.config
     middle = workload.depth + len(workload.prompt) + (workload.tokens + 1) // 2
-    moved = launch_traffic(decoder.model, decoder.backend, middle)
+    launched = {kind_of(name).name for name in traced.names}
+    moved = launch_traffic(decoder.model, decoder.backend, middle, launched)
     layers = layers_of(traced.names, config.layers)
     ran = what_ran(decoder)
     return Recording(

@@ -101,7 +101,8 @@ def test_families_are_timed_alone_in_as_many_copies_as_fit_and_leave_the_same_bi
     with closing(decoder.family_clock(IDS[-1])) as clock:
         for family in TOKEN_FAMILIES:
             launches = small_model.config.layers if family in LAYER_FAMILIES else 1
-            assert clock.launches[family] == launches, family
+            # The logits are announced; no router runs by itself.
+            assert clock.launches[family] == (0 if family == "route" else launches), family
         for family in ("embed", "argmax"):  # which are those of one launch, and copied
             assert clock.milliseconds(family, 1) == [1 / copies]
             first = clock.left()

@@ -63,7 +63,7 @@ class Addresses:
         return self.take(values.nbytes, purpose)
 
 
-def weights_of(model, memory, *, tiles):
+def weights_of(model, memory, *, tiles, folded):
     def described(name):
         tensor = model[name]
         fmt = tensor.format.name
@@ -87,6 +87,7 @@ def weights_of(model, memory, *, tiles):
             index,
             **{short: described(f"blk.{index}.{name}.weight") for short, name in names.items()},
             **{norm: memory.take(4) for norm in norms},
+            folded=memory.take(4) if folded else 0,
         )
         for index in range(model.config.layers)
     ]
@@ -98,23 +99,32 @@ def weights_of(model, memory, *, tiles):
     )
 
 
-@pytest.fixture(params=["f32", "i24"])
+@pytest.fixture(params=["f32", "i24", "announced"])
 def forward(request, small_model, monkeypatch):
+    """In f32; in i24, whose router runs by itself where it is not F32, and else is announced."""
     c, memory = small_model.config, Addresses()
+    announced = request.param == "announced"
     program = Recording(
-        Variant(activation=request.param),
+        Variant(activation="i24" if announced else request.param),
         Heads(c.head_dim, c.heads // c.kv_heads),
         "sm_90",
         DEVICE,
     )
-    weights = weights_of(small_model, memory, tiles=request.param == "i24")
+    weights = weights_of(small_model, memory, tiles=request.param != "f32", folded=announced)
     made = Forward(c, program, weights, memory, CAPACITY, "stream")
     copies = []
     monkeypatch.setattr(made, "_copy", lambda *what: copies.append(what))
     monkeypatch.setattr("harness.backends.cuda.trace.poison_f32", lambda *_: None)
     trace = Trace(c, memory)
     return SimpleNamespace(
-        run=made, program=program, copies=copies, config=c, memory=memory, trace=trace
+        run=made,
+        program=program,
+        copies=copies,
+        config=c,
+        memory=memory,
+        trace=trace,
+        layer=[name for name in LAYER if not announced or name != "route"],
+        layers=weights.layers,
     )
 
 
@@ -124,7 +134,7 @@ def names(launches):
 
 def test_a_token_is_launched_in_the_order_of_the_model(forward):
     forward.run.token()
-    expected = ["embed", *(LAYER * forward.config.layers), "logits", "argmax"]
+    expected = ["embed", *(forward.layer * forward.config.layers), "logits", "argmax"]
     assert names(forward.program.launches) == expected
     assert not forward.copies
     tiled = {name for name, _, _ in forward.program.launches if name.endswith("_tiled")}
@@ -160,7 +170,8 @@ def test_tracing_adds_copies_and_addresses_and_changes_nothing_else(forward):
             if key.startswith("trace_"):
                 assert before == 0
                 # Both choose experts, and the choice is written where it is weighed.
-                if key not in ("trace_ids", "trace_weights") or names([(name, 0, 0)]) == ["down"]:
+                weighs = names([(name, 0, 0)]) == ["gate_up"]
+                if key not in ("trace_ids", "trace_weights") or weighs:
                     seen.add(int(after))
             else:
                 assert before == after, (name, key)
@@ -196,21 +207,52 @@ def test_each_layer_has_its_own_weights_and_its_own_part_of_the_cache(forward):
 
 def test_what_the_router_leaves_is_what_both_choose_by(forward):
     forward.run.token()
-    route, gate_up, down = (
-        [a for name, a, _ in forward.program.launches if names([(name, 0, 0)]) == [family]]
-        for family in ("route", "gate_up", "down")
-    )
-    c = forward.config
-    for written, *read in zip(route, gate_up, down, strict=True):
+    by_family = {
+        family: [a for name, a, _ in forward.program.launches if names([(name, 0, 0)]) == [family]]
+        for family in LAYER
+    }
+    c, announced = forward.config, "route" not in forward.layer
+    if announced:
+        written = [a["announcing"] for a in by_family["attention_output"]]
+        for a, forgotten, layer in zip(written, by_family["qkv"], forward.layers, strict=True):
+            assert (a["experts"], a["hidden"]) == (c.experts, c.hidden)
+            assert (a["router"], a["norm"]) == (layer.router["base"], layer.ffn_norm)
+            assert a["folded"] == layer.folded
+            assert (forgotten["announced"], forgotten["experts"]) == (a["logits"], c.experts)
+    else:
+        written = by_family["route"]
+        assert not any(a["announcing"]["router"] for a in by_family["attention_output"])
+        assert not any(a["announced"] for a in by_family["qkv"])
+    for left, *read in zip(written, by_family["gate_up"], by_family["down"], strict=True):
         for a in read:
-            assert a["choosing"]["logits"] == written["logits"]
-            assert (a["choosing"]["experts"], a["choosing"]["top_k"]) == (c.experts, c.top_k)
+            choosing = a["choosing"]
+            assert choosing["logits"] == left["logits"]
+            assert (choosing["experts"], choosing["top_k"]) == (c.experts, c.top_k)
+            assert choosing["announced"] == announced
+        assert len({int(a["choosing"]["weights"]) for a in read}) == 1
+
+
+def test_the_residual_goes_from_attention_to_the_experts_and_back(forward):
+    forward.run.token()
+    by_family = {
+        family: [a for name, a, _ in forward.program.launches if names([(name, 0, 0)]) == [family]]
+        for family in LAYER
+    }
+    attended = {int(a["sum"]) for a in by_family["attention_output"]}
+    before = {int(a["residual"]) for a in by_family["attention_output"]}
+    assert len(attended) == len(before) == 1
+    assert attended != before
+    for family, name in (("route", "x"), ("gate_up", "x"), ("down", "before")):
+        assert {int(a[name]) for a in by_family[family]} in (attended, set()), family
+    for family, name in (("qkv", "x"), ("down", "residual")):
+        assert {int(a[name]) for a in by_family[family]} == before, family
 
 
 def test_every_launch_of_a_token_belongs_to_one_family_and_every_family_has_some(forward):
     forward.run.token()
     launched = names(forward.program.launches)
-    assert tuple(dict.fromkeys(launched)) == TOKEN_FAMILIES
+    assert list(dict.fromkeys(launched)) == ["embed", *forward.layer, "logits", "argmax"]
+    assert set(launched) <= set(TOKEN_FAMILIES)
     # What a token may launch and what it does: one matrix by itself is for tests alone.
     assert {family_of(kernel) for kernel in forward.run.kernels} == {*TOKEN_FAMILIES, "matvec"}
 
@@ -233,7 +275,9 @@ def test_one_family_alone_is_launched_just_as_in_the_token(forward, family):
         forward.run.token()
     assert of_family() == in_token
     assert len(launches) == len(in_token)
-    assert len(in_token) == (forward.config.layers if family in LAYER else 1)
+    once = family not in LAYER
+    of_each = once or family in forward.layer
+    assert len(in_token) == (1 if once else forward.config.layers * of_each)
     launches.clear()
     forward.run.token()
     assert len(launches) == whole
@@ -243,4 +287,5 @@ def test_an_error_inside_leaves_no_kernel_out(forward):
     with pytest.raises(RuntimeError), forward.run.only({"embed"}):
         raise RuntimeError
     forward.run.token()
-    assert tuple(dict.fromkeys(names(forward.program.launches))) == TOKEN_FAMILIES
+    launched = list(dict.fromkeys(names(forward.program.launches)))
+    assert launched == ["embed", *forward.layer, "logits", "argmax"]

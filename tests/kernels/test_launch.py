@@ -128,7 +128,7 @@ def test_shared_memory_of_an_input_in_fixed_point(columns):
 )
 def test_shared_memory_of_a_choice(experts, top_k, nbytes):
     assert choose_bytes(experts, top_k) == nbytes
-    assert Choosing(0, experts, top_k).shared_bytes == nbytes
+    assert Choosing(0, 0, experts, top_k).shared_bytes == nbytes
 
 
 COLUMNS = (1, 63, 64, 250, 256, 768, 2048, 6144)
@@ -276,7 +276,7 @@ def test_warps_hold_up_to_their_depth_and_one_tile_where_there_is_little_memory(
 
 def test_the_kernels_plan_their_own_items():
     """Of Qwen3-30B-A3B, on an H200."""
-    choosing = Choosing(0, 128, 8)
+    choosing = Choosing(0, 0, 128, 8)
     gate = up = tiles("Q4_K", (128, 768, 2048))
     planned = gate_up_stream(gate, up, choosing, H200)
     assert planned.batch == -(-8 * 48 // 132)
@@ -297,14 +297,19 @@ def test_the_kernels_plan_their_own_items():
 
 
 def test_a_choice_is_described_as_the_kernels_read_it():
-    described = Choosing(1 << 40, 128, 8, trace_ids=16, trace_weights=32).argument
-    assert CHOOSING.itemsize == 32
+    described = Choosing(
+        1 << 40, 1 << 41, 128, 8, announced=True, trace_ids=16, trace_weights=32
+    ).argument
+    assert CHOOSING.itemsize == 48
     assert {name: int(described[name]) for name in CHOOSING.names} == {
         "logits": 1 << 40,
+        "weights": 1 << 41,
         "trace_ids": 16,
         "trace_weights": 32,
         "experts": 128,
         "top_k": 8,
+        "announced": 1,
+        "padding": 0,
     }
-    assert int(Choosing(1, 2, 1).argument["trace_ids"]) == 0
+    assert int(Choosing(1, 1, 2, 1).argument["trace_ids"]) == 0
     assert np.frombuffer(described.tobytes(), CHOOSING)[0] == described

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from harness.backends.cuda.decoder import cache_bytes, check_room
 from harness.backends.cuda.gpu import open_gpu, translated
 from harness.backends.cuda.graph import Graph
+from harness.backends.cuda.weights import weight_sizes
 from harness.decoder import TimedPass, check_step
 from harness.errors import BadInput
 
@@ -190,5 +191,5 @@ def check_batch(model: Model, capacity: int, size: int, device: int, *, loaded: 
 
     """
     check_size(size)
-    weights = 0 if loaded else model.weight_bytes
+    weights = 0 if loaded else sum(weight_sizes(model, tiles=True))
     check_room(open_gpu(device), weights, cache_bytes(model.config, capacity), size)

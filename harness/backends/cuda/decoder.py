@@ -17,7 +17,7 @@ from harness.backends.cuda.graph import Graph
 from harness.backends.cuda.memory import DeviceMemory, download, poison_f16, poison_f32, upload
 from harness.backends.cuda.shape import check_shape
 from harness.backends.cuda.trace import Trace
-from harness.backends.cuda.weights import DeviceWeights, Held
+from harness.backends.cuda.weights import DeviceWeights, Held, weight_sizes
 from harness.decoder import TimedPass, check_filling, check_rewind, check_step
 from harness.errors import BadInput
 from kernels import FAMILIES
@@ -111,7 +111,8 @@ class CudaDecoder:
         self._held: Held | None = None
         self._graphs: dict[str, Graph] = {}
         check_shape(model.config, self.gpu, numerics.activation, tiles=_has_tiles(numerics))
-        check_room(self.gpu, 0 if weights else model.weight_bytes, self.cache_bytes)
+        needed = sum(weight_sizes(model, tiles=_has_tiles(numerics)))
+        check_room(self.gpu, 0 if weights else needed, self.cache_bytes)
         try:
             with translated("opening the decoder"):
                 self._open(plant)

@@ -11,34 +11,40 @@ from harness.backends.cuda.gpu import translated
 from kernels.weights import matrix, pack
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from harness.model import Tensor
     from kernels.pack import Pack
 
 _STAGING = 64 << 20
+_ALIGNED = 256
 _NAN_F32, _NAN_F16 = 0x7FFFFFFF, 0x7FFF  # what memory holds before anything wrote to it
 
 
 class DeviceMemory:
     """Allocations in the present context.
 
-    The driver gives whole 2 MiB pages: what is smaller than ``chunk`` bytes is cut out of pieces of
-    that size.
-
     ``by_purpose`` counts their bytes.
     """
 
-    def __init__(self, chunk: int = 0) -> None:
+    def __init__(self) -> None:
         self._held: list[Any] = []
-        self._chunk = chunk
-        self._free = range(0)  # addresses left of the last piece
+        self._reserved = range(0)  # addresses
         self.by_purpose: Counter[str] = Counter()
+
+    def reserve(self, sizes: Iterable[int], purpose: str) -> None:
+        """Allocate what will be taken by these sizes, at once: each allocation is whole 2 MiB."""
+        nbytes = sum(map(_whole, sizes))
+        with translated(f"taking {nbytes / 1e6:.1f} MB for {purpose}"):
+            start = self._allocate(nbytes)
+        self._reserved = range(start, start + nbytes)
 
     def take(self, nbytes: int, purpose: str) -> int:
         """Allocate; the address, a multiple of 256. Contents are undefined."""
         with translated(f"taking {nbytes / 1e6:.1f} MB for {purpose}"):
-            address = self._cut(nbytes) if nbytes < self._chunk else self._allocate(nbytes)
+            address = self._cut(_whole(nbytes)) or self._allocate(nbytes)
         self.by_purpose[purpose] += nbytes
         return address
 
@@ -50,12 +56,11 @@ class DeviceMemory:
         return int(allocation)
 
     def _cut(self, nbytes: int) -> int:
-        whole = (nbytes + 255) // 256 * 256
-        if whole > len(self._free):
-            start = self._allocate(self._chunk)
-            self._free = range(start, start + self._chunk)
-        address = self._free.start
-        self._free = self._free[whole:]
+        """Cut out of what is reserved; 0 where that is not enough."""
+        if nbytes > len(self._reserved):
+            return 0
+        address = self._reserved.start
+        self._reserved = self._reserved[nbytes:]
         return address
 
     def floats(self, count: int, purpose: str) -> int:
@@ -105,8 +110,12 @@ class DeviceMemory:
         for allocation in self._held:
             allocation.free()
         self._held.clear()
-        self._free = range(0)
+        self._reserved = range(0)
         self.by_purpose.clear()
+
+
+def _whole(nbytes: int) -> int:
+    return (nbytes + _ALIGNED - 1) // _ALIGNED * _ALIGNED
 
 
 class Tiler:

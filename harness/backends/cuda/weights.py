@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.backends.cuda.memory import DeviceMemory, Tiler
 from kernels.fold import Fold
 from kernels.pack import Pack
-from kernels.weights import can_be_tiled, is_tiled
+from kernels.weights import can_be_tiled
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -27,8 +27,8 @@ _READ_TOGETHER = (
     ("ffn_down_exps",),
 )
 
-
-_CHUNK = 32 << 20
+# What announces the router's logits, and what chooses by them.
+_READ_ANNOUNCED = ("attn_output", "ffn_gate_exps", "ffn_up_exps")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ class DeviceWeights:
     """
 
     def __init__(self, model: Model, program: Program, *, tiles: bool) -> None:
-        self._model, self._memory, self._holders = model, DeviceMemory(_CHUNK), 0
+        self._model, self._memory, self._holders = model, DeviceMemory(), 0
         try:
+            self._memory.reserve(weight_sizes(model, tiles=tiles), "weights")
             self._upload(program, _tiled_names(model) if tiles else set())
         except BaseException:
             self._memory.free()
@@ -102,8 +103,10 @@ class DeviceWeights:
             tiler.close()
         self.table = tables["token_embd.weight"]
         self.output = tables[self._model.output.name]
-        layers = [self._layer(n, tables) for n in range(self._model.config.layers)]
-        self.layers = [self._folded(layer, program, driver.Stream()) for layer in layers]
+        folded = _folded_layers(self._model, tiled)
+        self.layers = [self._layer(n, tables) for n in range(self._model.config.layers)]
+        for n in folded:
+            self.layers[n] = self._folded(self.layers[n], program, driver.Stream())
         self.final_norm = self._vector("output_norm.weight")
 
     @property
@@ -146,16 +149,11 @@ class DeviceWeights:
         )
 
     def _folded(self, layer: Layer, program: Program, stream: Any) -> Layer:  # noqa: ANN401 - PyCUDA's
-        """Fold the router behind the attention's output, if the kernels can make use of it."""
-        router = self._model[f"blk.{layer.index}.ffn_gate_inp.weight"]
-        over_tiles = all(map(is_tiled, (layer.o, layer.gate, layer.up)))
-        if not over_tiles or router.format.name != "F32":
-            return layer
-        count = self._model.config.experts * self._model.config.q_width
-        folded = self._memory.take(4 * count, "weights folded router")
+        """Fold the router behind the attention's output."""
+        folded = self._memory.take(_folded_bytes(self._model), "weights folded router")
         plain = DeviceMemory()
         try:
-            o = plain.weights(self._model[f"blk.{layer.index}.attn_output.weight"])
+            o = plain.weights(self._model.layer(layer.index, "attn_output"))
             Fold(program).fold(layer.router, o, norm=layer.ffn_norm, folded=folded, stream=stream)
             stream.synchronize()
         finally:
@@ -164,6 +162,30 @@ class DeviceWeights:
 
     def _vector(self, name: str) -> int:
         return self._memory.array(self._model[name].values(), "weights norms")
+
+
+def weight_sizes(model: Model, *, tiles: bool) -> list[int]:
+    """Bytes of all that weights become on the GPU, one by one."""
+    sizes = [
+        tensor.nbytes if len(tensor.shape) > 1 else 4 * tensor.shape[0]
+        for tensor in model.tensors.values()
+    ]
+    folded = _folded_layers(model, _tiled_names(model)) if tiles else []
+    return sizes + [_folded_bytes(model)] * len(folded)
+
+
+def _folded_bytes(model: Model) -> int:
+    return 4 * model.config.experts * model.config.q_width
+
+
+def _folded_layers(model: Model, tiled: set[str]) -> list[int]:
+    """Layers whose router the kernels over tiles can have folded behind the attention's output."""
+    return [
+        layer
+        for layer in range(model.config.layers)
+        if {f"blk.{layer}.{short}.weight" for short in _READ_ANNOUNCED} <= tiled
+        and model.layer(layer, "ffn_gate_inp").format.name == "F32"
+    ]
 
 
 def _tiled_names(model: Model) -> set[str]:
