@@ -120,22 +120,24 @@ struct Cached {
   const __half* head;
   int row;   // values from a position to the next
   int last;  // the position that comes from qkv, not from here
+  int kept;  // that position, if it is the block's to bring it; else -1
 
   __device__ const __half* at(int position) const { return head + static_cast<long long>(position) * row; }
 };
 
-// Asks for a tile of the cache. Positions that do not exist are zero, as their weights are; the last one
-// is left alone.
+// Asks for a tile of the cache. Positions that do not exist are zero, as their weights are (what lies in
+// shared memory may be NaN); the one that is kept is left alone.
 __device__ inline void ask_for(const Cached& cached, int first, uint4* slot) {
   constexpr int kItems = kTile * kChunks;
   if constexpr (HEAD_DIM % 8 == 0 && kItems % 32 == 0 && 32 % kChunks == 0) {
     constexpr int kRows = 32 / kChunks;  // at a time
     const int index = lane_id() / kChunks, chunk = lane_id() % kChunks, there = cached.last - first - index;
+    const int kept = cached.kept - first - index;
     const __half* from = cached.at(first + index) + 8 * chunk;
     uint4* to = slot + index * kRowChunks + chunk;
 #pragma unroll
     for (int n = 0; n < kTile; n += kRows) {
-      if (n != there) copy_or_clear(to + n * kRowChunks, from, n < there);
+      if (n != kept) copy_or_clear(to + n * kRowChunks, from, n < there);
       from += kRows * cached.row;
     }
   } else {
@@ -143,7 +145,7 @@ __device__ inline void ask_for(const Cached& cached, int first, uint4* slot) {
     for (int item = lane_id(); item < kItems; item += 32) {
       const int index = item / kChunks, chunk = item % kChunks, position = first + index;
       uint4* to = slot + index * kRowChunks + chunk;
-      if (position == cached.last) continue;
+      if (position == cached.kept) continue;
       if constexpr (HEAD_DIM % 8 == 0) {
         copy_or_clear(to, cached.at(position) + 8 * chunk, position < cached.last);
       } else {
@@ -827,7 +829,7 @@ extern "C" __global__ void CLUSTERED __launch_bounds__(kBlockThreads, kBlocks) a
   int asked = mine;
   bool of_values = false;
   const auto ask = [&](uint4* slot) {
-    if (at_once || asked < end) ask_for({(of_values ? a.values : a.keys) + kv_head * HEAD_DIM, row, last}, asked, slot);
+    if (at_once || asked < end) ask_for({(of_values ? a.values : a.keys) + kv_head * HEAD_DIM, row, last, end == last + 1 ? last : -1}, asked, slot);
     commit_copies();
     if (of_values) asked += kBlockTile;
     of_values = !of_values;

@@ -133,7 +133,8 @@ def test_bad_batches_are_refused_before_anything_is_taken(first, here, model, mo
     monkeypatch.setattr(
         "harness.backends.cuda.memory.DeviceMemory.take", lambda *_: pytest.fail("taken")
     )
-    few = first.cache_bytes + model.weight_bytes + (64 << 20)
+    folded = 4 * model.config.layers * model.config.experts * model.config.q_width
+    few = first.cache_bytes + model.weight_bytes + folded + (64 << 20)
     monkeypatch.setattr(type(here), "free_bytes", lambda _self: few)
     check_batch(model, backend="cuda", capacity=10, size=1)
     for size in (2, 1 << 40):

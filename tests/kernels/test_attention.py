@@ -3,6 +3,7 @@ on a GPU where there is one."""
 
 import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from kernels import attention
 from kernels.attention import Attention
-from kernels.family import Heads, Variant
+from kernels.family import Family, Heads, Variant, struct
 
 TOLERANCE = 2e-6  # of the largest output
 EPS = 1e-6
@@ -148,6 +149,41 @@ def test_every_shape_of_heads_is(place, head_dim, group):
     heads = Heads(head_dim, group)
     for position in (0, 1, 40, UNSPLIT + 140):
         agrees(Case.of(heads, position), attention_of(place, heads))
+
+
+POISON = Family("poison", {"poison": struct(("words", np.int32))}, folder=Path())
+POISONING = """
+#include "common.cuh"
+struct PoisonArgs { int words; };
+extern "C" __global__ void __launch_bounds__(kThreads) poison(const PoisonArgs a) {
+  extern __shared__ __align__(16) unsigned words[];
+  volatile unsigned* const to = words;
+  for (int i = threadIdx.x; i < a.words; i += kThreads) to[i] = 0xffffffffu;
+}
+"""
+
+
+@pytest.mark.parametrize("heads", [Heads(128, 8), Heads(160, 1), Heads(64, 3)])
+@pytest.mark.parametrize("position", [11, 128, 161, 268, 513, 1777])
+def test_what_lies_in_shared_memory_is_not_seen(place, heads, position, tmp_path):
+    """A launch before leaves NaN there, on every multiprocessor (the emulator always does)."""
+    family = replace(POISON, folder=tmp_path)
+    family.path.write_text(POISONING)
+    program = place.program(Variant(), heads)
+    nbytes = 96 << 10
+    poison, at = program.kernel(family, "poison"), attention_of(place, heads)
+    blocks = 4 * program.device.multiprocessors
+
+    def attend_behind(launch):
+        def both(**given):
+            words = {"words": nbytes // 4}
+            poison.launch(words, grid=(blocks,), stream=place.stream, shared=nbytes)
+            launch(**given)
+
+        return both
+
+    at[0].attend = attend_behind(at[0].attend)
+    agrees(Case.of(heads, position), at)
 
 
 @pytest.mark.parametrize("head_dim", [2, 384])
