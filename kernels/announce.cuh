@@ -2,10 +2,10 @@
 //
 // A layer's router sees the residual behind the attention: r + O m, of the residual r before it and
 // the heads' output m. The scale of its RMSNorm is the same for all experts, so that a logit is,
-// but for it, R n r + (R n O) m, of the router's rows R and the norm's weight n. The second matrix is made
-// when weights are uploaded (kernels/fold.cu). So each block of attention_output has an expert's logit as
-// soon as m is there, before its own products, and announces it: gate_up, whose blocks run by then,
-// chooses and asks for its experts' tiles while attention_output is still at work.
+// but for it, R n r + (R n O) m, of the router's rows R and the norm's weight n. The second matrix is
+// made when weights are uploaded (kernels/fold.cu). So each block of attention_output has an expert's
+// logit as soon as m is there, before its own products, and announces it: gate_up chooses while
+// attention_output is still at work, and no kernel lies between the two.
 #pragma once
 
 #include "common.cuh"
@@ -22,24 +22,21 @@ struct Announcing {
 constexpr uint32_t kAbsent = 0xffffffffu;
 
 // All blocks, behind their predecessor's end: the last one, which has the least to do, forgets the last
-// layer's logits. Between this kernel and the one that announces there is another, so that nobody sees them go.
+// layer's logits. Who chooses by the next ones begins two kernels later.
 __device__ inline void retract(float* logits, int experts) {
   if (logits == nullptr || blockIdx.x != gridDim.x - 1) return;
 #pragma unroll 1
   for (int e = threadIdx.x; e < experts; e += blockDim.x) logits[e] = __uint_as_float(kAbsent);
 }
 
-// Bytes of shared memory that announcing takes; kernels/launch.py computes the same.
-constexpr int announcer_bytes(int threads) { return threads / 32 * 4; }
-
-// A block's experts, every gridDim.x-th; a block has THREADS threads. The first one's row is read by
-// all of them, before the predecessor has ended and, of m, as the block stages it; the others', where
-// there are more experts than blocks, by a warp each, behind that.
+// A block's experts, every gridDim.x-th; a block has THREADS threads. All of them compute the first
+// expert's logit, out of m as the block stages it; the others', where there are more experts than blocks,
+// are a warp's each, behind that. Takes a float of shared memory for each warp (kernels/launch.py).
 template <int THREADS>
 class Announcer {
  public:
-  // Asks for what there is before the predecessor has ended: rows of weights, and the residual, which was written
-  // three kernels before. `combine` waits for it.
+  // Asks for what there is before the predecessor has ended: rows of weights, and the residual, which
+  // was written three kernels before. `combine` waits for it.
   __device__ Announcer(const Announcing& a, const float* residual, int columns, float* memory)
       : a_(a), residual_(residual), columns_(columns), sums_(memory) {
     if (!announces()) return;
@@ -56,7 +53,7 @@ class Announcer {
     }
   }
 
-  // A thread: values `column` and on of m; it calls this for all that it stages, eight at a time, every
+  // A thread: values `column` and on of m. Calls it for all that it stages, eight at a time, every
   // 8 * THREADS columns from 8 * threadIdx.x on.
   __device__ void add(int column, const float (&x)[8]) {
     if (!announces()) return;
@@ -145,8 +142,8 @@ __device__ inline bool some_absent(const float4& four) {
   return max(max(__float_as_uint(four.x), __float_as_uint(four.y)), max(__float_as_uint(four.z), __float_as_uint(four.w))) == kAbsent;
 }
 
-// Four logits, or `left`, that may not have been announced yet. Waits for some microseconds; who has not been
-// told by then runs behind no kernel that announces, or one that is not at work: so it awaits its end.
+// Four logits, or `left`, that may not have been announced yet. Waits for some microseconds; if they are not
+// there by then, for the predecessor's end.
 __device__ inline float4 announced(const float* logits, int left) {
   constexpr int kPatience = 64;  // reads of the L2
   float4 four = peek(logits, left);

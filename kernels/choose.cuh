@@ -81,13 +81,13 @@ __device__ inline void rank_experts(const unsigned* keys, int experts, int top_k
   }
 }
 
-// The same by one warp, which then needs no barrier and leaves the multiprocessor to the kernel that still
-// runs there: of 73 to 128 experts, four a lane, up to 8. They can only be of the 8 lanes whose largest keys are
+// The same by one warp, which needs no barrier and leaves the multiprocessor to the kernel that still runs
+// there: of 73 to 128 experts, four a lane, up to 8. They can only be of the 8 lanes whose largest keys are
 // the largest, so that two counts among 32 do. Overwrites the keys.
 constexpr int kFewest = 72, kMost = 128, kMostChosen = 8;
 
-// A warp, of which lane i has the key keys[i]: how many of the first `count` (a multiple of four) come before it,
-// of equal ones the lower.
+// A warp, of which lane i has the key keys[i]: how many of the first `count` (a multiple of four) come
+// before it, of equal ones the lower.
 __device__ inline int place_of(unsigned key, const unsigned* keys, int count) {
   const int own = lane_id() / 4;
   int before = 0;
@@ -181,8 +181,8 @@ typedef float Wide;
 __device__ inline float power(float logit, float most) { return expf(logit - most); }
 #endif
 
-// One warp: the weights, for the next kernel, of logits that are `scale` times those announced. The softmax's own
-// denominator is in all of them, and so in none once they are renormalised.
+// One warp: the weights, for the next kernel, of logits that are `scale` times those read. The softmax's
+// own denominator is in all of them, and so in none once they are renormalised.
 __device__ inline void weigh(const Chosen& chosen, float scale) {
   const Choosing& c = chosen.choosing;
   const auto logit = [&](int e) { return chosen.logits()[e] * scale; };

@@ -108,6 +108,8 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) gate
   choose<kTiledThreads>(a.choosing, choice);
   const FixedInput in = stage_fixed<true, 1>(a.x, a.gate.columns, a.norm, staged);
   __syncthreads();
+  // Not before: a multiprocessor has only so many bytes on their way, and the residual would come behind
+  // all that these tiles take.
   stream.begin(source);
   const auto besides = [&] {
     find_scale(in, a.eps);
@@ -256,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) down
   };
   stream.begin(source);
   take_over();
-  const bool weighs = threadIdx.x < top_k;  // so many experts' inputs would not fit that all threads were too few
+  const bool weighs = threadIdx.x < top_k;  // more experts than threads would not fit with their inputs
   const float weight = weighs ? __ldcg(a.choosing.weights + threadIdx.x) : 0.0f;
   const FixedInput in = stage_fixed<false, 2>(a.gated, columns, nullptr, staged);
   if (weighs) chosen.weights()[threadIdx.x] = weight;

@@ -85,14 +85,14 @@ __device__ inline void fix_group(const FixedInput& in, int group, const float (&
 
 // Stages x [columns] in `memory` (fixed_bytes(columns)), behind the predecessor's end, for the block to
 // read behind its next barrier. If NORMED, `norm` [columns] is the weight of an RMSNorm to apply; its
-// scale is left out (`find_scale`). A warp asks for HELD groups of 256 at once; `meanwhile()` runs while they
-// are on their way, and `also(column, values)` sees each eight values that a thread reads.
+// scale is left out (`find_scale`). A warp asks for HELD groups of 256 at once; `also(column, values)` sees
+// each eight values that a thread reads.
 //
 // Here as everywhere around tiles code is kept short and its loops rolled: a kernel of some
 // microseconds runs most of its code once, some cycles for each instruction, whatever it does.
-template <bool NORMED, int HELD, class Meanwhile = Nothing, class Also = Nothing>
+template <bool NORMED, int HELD, class Also = Nothing>
 __device__ inline FixedInput stage_fixed(const float* x, int columns, const float* norm, uint8_t* memory,
-                                         Meanwhile meanwhile = {}, Also also = {}) {
+                                         Also also = {}) {
   static_assert(HELD == 1 || HELD == 2, "one group or two");
   const FixedInput in = fixed_input(memory, columns);
   const int groups = columns / kUnit;
@@ -105,7 +105,6 @@ __device__ inline FixedInput stage_fixed(const float* x, int columns, const floa
   take_over();
 #pragma unroll
   for (int h = 0; h < HELD; ++h) read(x, whole_warp_id() + h * kTiledWarps, value[h]);
-  meanwhile();
 #pragma unroll 1
   for (int group = whole_warp_id(); group < groups; group += kTiledWarps) {
     if (NORMED) {

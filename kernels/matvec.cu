@@ -165,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(kTiledThreads, kTiledResident) atte
                                      reinterpret_cast<float*>(staged + fixed_bytes(a.o.columns)));
   stream.begin(source);
   announcer.combine();
-  const FixedInput in = stage_fixed<false, 1>(a.mixed, a.o.columns, nullptr, staged, Nothing(),
+  const FixedInput in = stage_fixed<false, 1>(a.mixed, a.o.columns, nullptr, staged,
                                               [&](int column, const float (&x)[8]) { announcer.add(column, x); });
   announcer.meet();
   __syncthreads();

@@ -71,11 +71,11 @@ class TileStream {
   // Where the shared memory is free again.
   __device__ uint8_t* behind() const { return reinterpret_cast<uint8_t*>(first_products() + 2 * tiles() * kTileRows); }
 
-  // Asks for the first tiles of each warp, from its tile `from` up to tile `to`. `source(item, part)` says which.
+  // Asks for the first tiles. `source(item, part)` says which.
   template <class Source>
-  __device__ void begin(Source source, int from = 0, int to = DEPTH) {
+  __device__ void begin(Source source) {
 #pragma unroll 1
-    for (int slot = from; slot < min(to, DEPTH); ++slot) ask(slot, source);
+    for (int slot = 0; slot < DEPTH; ++slot) ask(slot, source);
   }
 
   // All items: `finish(item, row, products)` receives, in kRowLanes lanes for each row, the products of
