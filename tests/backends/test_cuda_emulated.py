@@ -11,6 +11,8 @@ from helpers import emulated
 
 from harness.backends.cuda.decoder import CudaDecoder
 from harness.backends.cuda.forward import TOKEN_FAMILIES
+from harness.backends.cuda.memory import DeviceMemory
+from harness.backends.cuda.weights import weight_sizes
 from harness.decoder import COPIES
 from harness.guard import guard
 from harness.guard.faults import prove, seeded_prompts
@@ -64,6 +66,44 @@ def test_odd_shapes_are_accepted(odd_shapes):
         decoder = open_emulated(model)
         evidence = guard(decoder, oracle_of(model, "i24"), IDS)
         assert evidence.verdict.accepted, (path, evidence.verdict.reasons)
+        decoder.close()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_router_that_is_not_folded_runs_by_itself_over_tiles(small_model, monkeypatch):
+    folded = open_emulated(small_model)
+    monkeypatch.setattr("harness.backends.cuda.weights._folded_layers", lambda *_: [])
+    decoder = open_emulated(small_model)
+    layers = small_model.config.layers
+    for each, launches in ((folded, 0), (decoder, layers)):
+        logits(each)
+        with closing(each.family_clock(IDS[-1])) as clock:
+            assert clock.launches["route"] == launches
+    evidence = guard(decoder, oracle_of(small_model, "i24"), IDS)
+    assert evidence.verdict.accepted, evidence.verdict.reasons
+    decoder.close()
+    folded.close()
+
+
+@pytest.mark.usefixtures("here")
+def test_weights_take_as_much_as_was_said_and_lie_in_one_piece(small_model, monkeypatch):
+    pieces = []
+    allocate = DeviceMemory._allocate
+
+    def noted(self, nbytes):
+        pieces.append(nbytes)
+        return allocate(self, nbytes)
+
+    monkeypatch.setattr(DeviceMemory, "_allocate", noted)
+    for numerics in ("i24", "f32"):
+        pieces.clear()
+        decoder = open_emulated(small_model, numerics)
+        sizes = weight_sizes(small_model, tiles=numerics == "i24")
+        taken = sum(decoder.weights_memory.values())
+        assert taken == sum(sizes)
+        assert taken <= pieces[0] < taken + 256 * len(sizes)
+        folded = decoder.weights_memory.get("weights folded router", 0)
+        assert (folded > 0) == (numerics == "i24")
         decoder.close()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from harness.model import FORMATS as GGUF_FORMATS
+from kernels.experts import Choosing, Experts
 from kernels.family import Heads, Variant
 from kernels.fold import Fold
 from kernels.launch import ANNOUNCER_BYTES, Device
@@ -133,6 +134,23 @@ def test_logits_are_announced_over_tiles_alone(place):
             total=1,
             stream=place.stream,
             announcing=Announcing(1, 1, 1, 1, 1, 16),
+        )
+
+
+def test_announced_logits_are_chosen_by_over_tiles_alone(place):
+    """Over plain rows nobody would know their scale."""
+    given = np.zeros((2, 16, 256), np.float32)
+    plain = matrix(place.put(given), "F32", given.shape, given.nbytes)
+    with pytest.raises(ValueError, match="logits are announced"):
+        Experts(place.program(I24, Heads())).gate_up(
+            plain,
+            plain,
+            Choosing(1, 1, 2, 1, announced=True),
+            x=1,
+            norm=1,
+            eps=1e-6,
+            gated=1,
+            stream=place.stream,
         )
 
 

@@ -168,9 +168,11 @@ def test_the_largest_numbers_of_either_sign_rank_as_they_should(choose):
     assert list(choose(logits, 10).ids) == [1, 8, 6, 3, 4, 9, 2, 5, 7, 0]
 
 
-@pytest.mark.parametrize("where", [[0], [9], [129], [3, 7], [1, 2, 3, 4, 5]])
-def test_nan_comes_first_and_reaches_every_weight(choose, where):
-    logits = np.random.default_rng(0).standard_normal(130)
+@pytest.mark.parametrize("experts", [100, 130])
+@pytest.mark.parametrize("where", [[0], [9], [-1], [3, 7], [1, 2, 3, 4, 5]])
+def test_nan_comes_first_and_reaches_every_weight(choose, where, experts):
+    logits = np.random.default_rng(0).standard_normal(experts)
+    where = [e % experts for e in where]
     logits[where] = np.nan
     logits[50] = np.inf
     logits[51] = -np.inf
@@ -217,6 +219,15 @@ def test_with_an_epsilon_the_first_place_may_be_the_smallest_and_weights_are_fin
     assert list(found.ids) == [0, 1, 2]
     assert np.isfinite(found.weights).all()
     assert abs(float(found.weights.sum()) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("experts", [20, 128])
+def test_a_scale_that_logits_lack_changes_weights_and_not_the_choice(choose, experts):
+    logits = np.random.default_rng(4).standard_normal(experts).astype(np.float32)
+    bare, scaled = choose(logits, 8), choose(logits, 8, scale=0.25)
+    assert list(bare.ids) == list(scaled.ids)
+    np.testing.assert_allclose(scaled.weights, softmax(logits[bare.ids] / 4), atol=3e-7)
+    assert np.abs(scaled.weights - bare.weights).max() > 0.01
 
 
 def test_a_float64_softmax_is_rounded_once(choose):

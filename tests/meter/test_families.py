@@ -243,6 +243,25 @@ def test_one_sidecar_holds_all_families_and_each_has_its_own_figures(
             assert figures["roofline_fraction"] == of_family["roofline_fraction"]
 
 
+def test_a_family_that_a_token_does_not_launch_is_not_applicable(tiny_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_HARNESS_RESULTS", str(tmp_path))
+    monkeypatch.setattr(
+        FamilyCpuDecoder, "clock", staticmethod(lambda *given: without_route(PlayedClock(*given)))
+    )
+    families = (*FAMILIES, "route")
+    outcome = tracking._families("K i24", PlayedSession(tiny_path), families, numerics="i24")
+    assert sidecar(tmp_path, "K-i24")["families"].keys() == set(FAMILIES)
+    for family in FAMILIES:
+        tracking._family(outcome, family).require()
+    with pytest.raises(NotImplementedError, match="launches no route"):
+        tracking._family(outcome, "route").require()
+
+
+def without_route(clock):
+    clock.launches["route"] = 0
+    return clock
+
+
 def test_a_rejected_numerics_is_a_hole_in_every_family_and_keeps_its_reasons(
     tiny_path, tmp_path, monkeypatch
 ):

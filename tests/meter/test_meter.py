@@ -168,6 +168,14 @@ def test_bytes_by_family_are_those_of_the_token_and_each_is_what_that_kernel_is_
     assert terms["down"] * c.experts == layers("ffn_down_exps") * c.top_k
     assert terms["logits"] == model.output.nbytes + model["output_norm.weight"].nbytes
     assert terms["argmax"] == 0
+    # Where the router's logits are announced, who announces them reads what it would have read.
+    announced = family_traffic(model, 1, [name for name in TOKEN_FAMILIES if name != "route"])
+    assert "route" not in announced.terms
+    both = terms["attention_output"] + terms["route"]
+    assert announced.terms == {
+        **{name: nbytes for name, nbytes in terms.items() if name != "route"},
+        "attention_output": both,
+    }
 
 
 def test_bandwidth_is_of_this_world():
