@@ -36,8 +36,16 @@ __device__ inline void spin(int cycles) {
   while (clock64() - start < cycles) {
   }
 }
+// In place of a take_over that is not the launch's last.
+__device__ inline void only_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 """
-_TAKEN_OVER = '  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");\n'
+_TAKEN_OVER = "  let_in();\n"
+# What is called again in the same launch, where the input is staged.
+_EARLIER = ("  take_over();\n  const bool weighs", "  if (!a.choosing.announced) take_over();\n")
 # ``down`` over tiles: its input is staged, its predecessor so has ended, nothing is multiplied yet.
 _STAGED = re.compile(
     r"( down_tiled\(const DownArgs a\) \{\n(?:(?!\}).*\n)*?)"  # no line ends the kernel
@@ -54,10 +62,12 @@ def slowed(sources, what, cycles):
         if found != 1 or experts.count("stream.run(", experts.index(" down_tiled(")) != 1:
             raise ValueError("down runs over its tiles in another way; mend helpers/slowdown.py")
         return {"common.cuh": head + SPIN + guard + rest, "experts.cu": slow}
-    if rest.count(_TAKEN_OVER) != 1:
+    if rest.count(_TAKEN_OVER) != 1 or any(experts.count(call) != 1 for call in _EARLIER):
         raise ValueError("kernels take over in another way now; mend helpers/slowdown.py")
     slow = rest.replace(_TAKEN_OVER, f"{_TAKEN_OVER}  spin({cycles});\n")
-    return {"common.cuh": head + SPIN + guard + slow}
+    for call in _EARLIER:
+        experts = experts.replace(call, call.replace("take_over", "only_wait"))
+    return {"common.cuh": head + SPIN + guard + slow, "experts.cu": experts}
 
 
 def cycles_of(folder):

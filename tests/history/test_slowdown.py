@@ -64,7 +64,18 @@ def test_what_is_planted_spins_once_a_launch_and_changes_nothing_else(what):
     before, planted = sources(), slowed(sources(), what, 940)
     assert "".join(planted.values()).count("spin(940);") == 1
     for name, slow in planted.items():
-        assert slow.replace(SPIN, "").replace("  spin(940);\n", "") == before[name]
+        bare = slow.replace(SPIN, "").replace("  spin(940);\n", "")
+        assert bare.replace("only_wait()", "take_over()") == before[name]
+
+
+def test_a_launch_that_takes_over_twice_spins_once():
+    planted = slowed(sources(), DECODE, 940)["experts.cu"]
+    for kernel in ("gate_up_tiled", "down_tiled"):
+        body = planted[planted.index(f" {kernel}(") :]
+        body = body[: body.index("\n}\n")]
+        assert body.count("only_wait()") == 1
+        assert body.count("take_over()") == 0  # but in stage_fixed
+        assert body.count("stage_fixed<") == 1
 
 
 @pytest.mark.parametrize("what", [KERNEL, DECODE])
@@ -113,11 +124,11 @@ def test_the_planted_commits_are_children_of_the_last_and_come_out_the_same_agai
     assert (equal_commits(house, "2"), plant(house, cycles, parent)) == (equal, planted)
     assert git(house, "rev-parse", "HEAD") == head
     assert len({*equal, *planted.values()}) == 4
-    for what, files in ((KERNEL, {"common.cuh", "experts.cu"}), (DECODE, {"common.cuh"})):
+    for what in (KERNEL, DECODE):
         assert git(house, "rev-parse", f"{planted[what]}^") == parent
         assert git(house, "branch", "--points-at", planted[what]), "asv's clone would lack it"
         named = git(house, "diff", "--name-only", parent, planted[what]).split()
-        assert set(named) == {f"kernels/{name}" for name in files}
+        assert set(named) == {"kernels/common.cuh", "kernels/experts.cu"}
         assert f"spin({cycles[what]});" in git(house, "diff", parent, planted[what])
     assert git(house, "status", "--porcelain") == ""
 
