@@ -104,8 +104,8 @@ def announced(place):
     return run
 
 
-# Fewer experts than blocks and more; inputs of fewer groups than warps and of more.
-SHAPES = [(5, 64, 256), (12, 192, 4096), (40, 256, 512), (130, 64, 4352)]
+# Fewer experts than blocks and more; inputs and residuals of fewer groups than warps and of more.
+SHAPES = [(5, 64, 256), (12, 192, 4096), (40, 256, 512), (130, 64, 4352), (14, 4352, 256)]
 
 
 @pytest.mark.parametrize(("experts", "hidden", "width"), SHAPES)
