@@ -22,7 +22,7 @@ struct Announcing {
 constexpr uint32_t kAbsent = 0xffffffffu;
 
 // All blocks, behind their predecessor's end: the last one, which has the least to do, forgets the last
-// layer's logits. Who chooses by the next ones begins two kernels later.
+// layer's logits. Who chooses by the next ones begins three kernels later.
 __device__ inline void retract(float* logits, int experts) {
   if (logits == nullptr || blockIdx.x != gridDim.x - 1) return;
 #pragma unroll 1

@@ -52,7 +52,7 @@ struct State {
 // writes. The successor may begin from then on: what ran two kernels before it has ended.
 //
 // A kernel may let its successor begin before (`let_in`) if that one, until it takes over, reads only what
-// had been written before this kernel's predecessor began.
+// had been written before this kernel's predecessor had taken over.
 __device__ inline void let_in() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -23,7 +23,7 @@ BLOCK_ROWS = 16  # that a block computes at a time (kBlockRows)
 
 _TILED_WARPS = 16  # of a block over tiles (kTiledWarps)
 _LIMB_PADDING = 32  # kLimbPadding
-ANNOUNCER_BYTES = 4 * _TILED_WARPS  # shared memory that announcing takes (announcer_bytes)
+ANNOUNCER_BYTES = 4 * _TILED_WARPS  # shared memory that announcing takes: a float a warp
 _TILE_BYTES = {"Q4_K_TILED": 2304, "Q6_K_TILED": 3360}  # kTileQ4_K, kTileQ6_K
 _MOST_TILES = 64  # whose products a block keeps at a time, if an item has no more
 _MOST_ITEMS = 8  # whose rows have their lanes (kRowLanes)

@@ -147,16 +147,20 @@ def family_traffic(
 
 
 def launch_traffic(
-    model: Model, backend: str, positions: int, launched: Collection[str] | None = None
+    model: Model,
+    backend: str,
+    positions: int,
+    launched: Collection[str | tuple[str, int | None]] | None = None,
 ) -> dict[tuple[str, int | None], int]:
     """Count the same bytes by family and layer; None for what is not of a layer.
 
-    ``launched`` as in ``family_traffic``.
+    ``launched`` as in ``family_traffic``; or families with their layers, where not all of them
+    launch the same.
     """
     moved: Counter[tuple[str, int | None]] = Counter({("argmax", None): 0})
     for (name, layer), nbytes in _counted(model, backend, positions).items():
         family = _READ_BY[name][1]
-        if launched is not None and family not in launched:
+        if launched is not None and not {family, (family, layer)} & set(launched):
             family = _READ_INSTEAD.get(family, family)
         moved[family, layer] += nbytes
     return dict(moved)

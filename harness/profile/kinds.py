@@ -31,12 +31,15 @@ class Kind:
         Of the model: ``attention``, ``experts``, or ``ends`` (what is not of a layer).
     stages
         That it computes, in order.
+    of_some
+        Whether layers may lack it.
 
     """
 
     name: str
     part: str
     stages: tuple[str, ...]
+    of_some: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -57,8 +60,9 @@ KINDS = {
             ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention"),
         ),
         Kind("attention_output", ATTENTION, ("attn_out", "post_attn_residual")),
-        # On a GPU it leaves logits, and the next two choose by them, in little time.
-        Kind("route", EXPERTS, ("ffn_norm", "moe_router", "moe_router_indices")),
+        # On a GPU it leaves logits, and the next two choose by them, in little time. Where
+        # attention_output announces the logits there is none, and gate_up computes its stages.
+        Kind("route", EXPERTS, ("ffn_norm", "moe_router", "moe_router_indices"), of_some=True),
         Kind("gate_up", EXPERTS, ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")),
         Kind("down", EXPERTS, ("ffn_out", "moe_ffn_out", "post_ffn_residual")),
         Kind("logits", ENDS, ("final_norm", "lm_head")),
@@ -89,7 +93,8 @@ def layers_of(names: Sequence[str], layers: int) -> list[int | None]:
     """Layer of each launch of a token, None for what is not of a layer.
 
     Layers launch the same kernels in the same order, so the i-th launch of a kernel that every
-    layer launches c times belongs to layer i // c.
+    layer launches c times belongs to layer i // c. One that layers may lack belongs to that of the
+    launch before.
 
     Raises
     ------
@@ -102,7 +107,7 @@ def layers_of(names: Sequence[str], layers: int) -> list[int | None]:
     if not totals:
         raise BadInput("a token of which no launch is a layer's; the recording is of no model")
     for name, total in totals.items():
-        if layers < 1 or total % layers:
+        if layers < 1 or (total > layers if KINDS[name].of_some else total % layers):
             raise BadInput(
                 f"{total} launches of {name} in a token, expected as many of each of {layers} "
                 "layers; the recording is of another model, or launches were lost"
@@ -114,7 +119,8 @@ def layers_of(names: Sequence[str], layers: int) -> list[int | None]:
         if not kind.per_layer:
             found.append(None)
             continue
-        layer = seen[kind.name] // (totals[kind.name] // layers)
+        each = totals[kind.name] // layers
+        layer = last if kind.of_some else seen[kind.name] // each
         seen[kind.name] += 1
         if layer < last:
             raise BadInput(

@@ -77,18 +77,16 @@ def profile_decode(
         traced = tracer.record(run)
     config = decoder.model.config
     middle = workload.depth + len(workload.prompt) + (workload.tokens + 1) // 2
-    launched = {kind_of(name).name for name in traced.names}
-    moved = launch_traffic(decoder.model, decoder.backend, middle, launched)
     layers = layers_of(traced.names, config.layers)
+    kinds = [kind_of(name).name for name in traced.names]
+    launched = set(zip(kinds, layers, strict=True))
+    moved = launch_traffic(decoder.model, decoder.backend, middle, launched)
     ran = what_ran(decoder)
     return Recording(
         traced,
         Undisturbed(statistics.median(samples), percentile(samples, 99), len(samples), stopped_by),
         layers=config.layers,
-        bytes=tuple(
-            moved[kind_of(name).name, layer]
-            for name, layer in zip(traced.names, layers, strict=True)
-        ),
+        bytes=tuple(moved[kind, layer] for kind, layer in zip(kinds, layers, strict=True)),
         positions=middle,
         read_bandwidth=bandwidth,
         verdict=_verdict(run),

@@ -87,11 +87,11 @@ def test_a_router_that_is_not_folded_runs_by_itself_over_tiles(small_model, monk
 
 @pytest.mark.usefixtures("here")
 def test_weights_take_as_much_as_was_said_and_lie_in_one_piece(small_model, monkeypatch):
-    pieces = []
+    pieces = []  # whose, and how many bytes
     allocate = DeviceMemory._allocate
 
     def noted(self, nbytes):
-        pieces.append(nbytes)
+        pieces.append((self, nbytes))
         return allocate(self, nbytes)
 
     monkeypatch.setattr(DeviceMemory, "_allocate", noted)
@@ -101,7 +101,9 @@ def test_weights_take_as_much_as_was_said_and_lie_in_one_piece(small_model, monk
         sizes = weight_sizes(small_model, tiles=numerics == "i24")
         taken = sum(decoder.weights_memory.values())
         assert taken == sum(sizes)
-        assert taken <= pieces[0] < taken + 256 * len(sizes)
+        memory, nbytes = pieces[0]
+        assert taken <= nbytes < taken + 256 * len(sizes)
+        assert [owner is memory for owner, _ in pieces].count(True) == 1
         folded = decoder.weights_memory.get("weights folded router", 0)
         assert (folded > 0) == (numerics == "i24")
         decoder.close()

@@ -8,7 +8,7 @@ import pytest
 
 from harness.model import FORMATS as GGUF_FORMATS
 from kernels.experts import Choosing, Experts
-from kernels.family import Heads, Variant
+from kernels.family import POINTER, Family, Heads, Variant, struct
 from kernels.fold import Fold
 from kernels.launch import ANNOUNCER_BYTES, Device
 from kernels.matvec import Announcing, Matvec, row_stream
@@ -135,6 +135,74 @@ def test_logits_are_announced_over_tiles_alone(place):
             stream=place.stream,
             announcing=Announcing(1, 1, 1, 1, 1, 16),
         )
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_qkv_forgets_the_last_layer_s_logits(place, tiled, forgets):
+    rng = np.random.default_rng(0)
+    program = place.program(I24, Heads())
+    blocks, _ = quantised("Q4_K", 32, 256, rng)
+    memory = np.zeros(blocks.size, np.uint8) if tiled else pack(blocks, "Q4_K")
+    m = matrix(place.put(memory), "Q4_K_TILED" if tiled else "Q4_K", (32, 256), blocks.size)
+    if tiled:
+        Pack(program).pack(place.put(blocks), 32, m, first_row=0, stream=place.stream)
+    logits = np.arange(13, dtype=np.float32)
+    given, out = floats(rng, 256), np.zeros(96, np.float32)
+    address = place.put(logits)
+    Matvec(program).qkv(
+        m,
+        m,
+        m,
+        x=place.put(given),
+        norm=place.put(given),
+        eps=1e-6,
+        out=place.put(out),
+        stream=place.stream,
+        announced=address if forgets else 0,
+        experts=10,
+    )
+    place.get(address, logits)
+    kept = 10 if forgets else 0
+    assert (logits[:kept].view(np.uint32) == ABSENT).all()
+    np.testing.assert_array_equal(logits[kept:], np.arange(kept, 13))
+
+
+PEEKED = struct(("logits", POINTER), ("four", POINTER), ("absent", POINTER), ("left", np.int32))
+PEEKING = """
+#include "announce.cuh"
+struct PeekArgs { const float* logits; float4* four; int* absent; int left; };
+extern "C" __global__ void __launch_bounds__(32) peek_once(const PeekArgs a) {
+  if (threadIdx.x != 0) return;
+  *a.four = peek(a.logits, a.left);
+  *a.absent = some_absent(*a.four);
+}
+"""
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 4, 9])
+def test_a_logit_that_is_absent_is_seen_wherever_it_is(place, left, tmp_path):
+    family = Family("peeking", {"peek_once": PEEKED}, folder=tmp_path)
+    family.path.write_text(PEEKING)
+    kernel = place.program(I24, Heads()).kernel(family, "peek_once")
+    for missing in (None, *range(min(left, 4))):
+        logits = np.array([1, np.nan, -np.inf, 4], np.float32)
+        if missing is not None:
+            logits.view(np.uint32)[missing] = ABSENT
+        four, absent = np.full(4, 7, np.float32), np.full(1, -1, np.int32)
+        at = {"four": place.put(four), "absent": place.put(absent)}
+        kernel.launch(
+            {"logits": place.put(logits), **at, "left": left},
+            grid=(1,),
+            threads=32,
+            stream=place.stream,
+        )
+        place.get(at["four"], four)
+        place.get(at["absent"], absent)
+        there = min(left, 4)
+        assert four.view(np.uint32)[:there].tolist() == logits.view(np.uint32)[:there].tolist()
+        assert not four[there:].any()
+        assert absent[0] == (missing is not None)
 
 
 def test_announced_logits_are_chosen_by_over_tiles_alone(place):

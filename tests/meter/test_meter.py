@@ -14,7 +14,7 @@ from harness.meter.identity import machine_identity, write_asv_machine
 from harness.meter.lock import measuring
 from harness.meter.sidecar import SEAL, digest, write_sidecar
 from harness.meter.stopping import CONVERGED, TIME_IS_UP, StoppingRule
-from harness.meter.traffic import family_traffic, token_traffic
+from harness.meter.traffic import family_traffic, launch_traffic, token_traffic
 from harness.model import open_model
 
 
@@ -171,6 +171,14 @@ def test_bytes_by_family_are_those_of_the_token_and_each_is_what_that_kernel_is_
     # Where the router's logits are announced, who announces them reads what it would have read.
     announced = family_traffic(model, 1, [name for name in TOKEN_FAMILIES if name != "route"])
     assert "route" not in announced.terms
+    some = {(name, n) for name in TOKEN_FAMILIES for n in (None, *range(c.layers))} - {("route", 0)}
+    mixed, whole = (launch_traffic(model, "cuda", 1, given) for given in (some, None))
+    moved = {key: mixed.get(key, 0) - nbytes for key, nbytes in whole.items()}
+    router = whole["route", 0]
+    assert {key: by for key, by in moved.items() if by} == {
+        ("route", 0): -router,
+        ("attention_output", 0): router,
+    }
     both = terms["attention_output"] + terms["route"]
     assert announced.terms == {
         **{name: nbytes for name, nbytes in terms.items() if name != "route"},

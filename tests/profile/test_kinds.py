@@ -35,6 +35,9 @@ def test_layers_are_counted():
     twice = ["embed", "qkv", "qkv_tiled", "qkv", "qkv", "logits"]
     assert layers_of(twice, 2) == [None, 0, 0, 1, 1, None]
     assert layers_of(["qkv", "down"], 1) == [0, 0]
+    # A layer whose router is announced has no route.
+    mixed = ["qkv", "attention_output", "gate_up", "qkv", "attention_output", "route", "gate_up"]
+    assert layers_of(mixed, 2) == [0, 0, 0, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,7 @@ def test_layers_are_counted():
     [
         (["embed", *LAYER, *LAYER[:-1]], 2, "1 launches of down"),
         (["qkv"] * 4, 3, "4 launches of qkv"),
+        (["qkv", "route", "route"], 1, "2 launches of route"),
         (["qkv", "qkv", "down", "down"], 2, "down of layer 0 behind a launch of layer 1"),
         (["embed", "argmax"], 2, "no launch is a layer's"),
         (["qkv"], 0, "1 launches"),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 POSITION, TOKEN = 0, 4  # offsets in the kernels' State
 
 # A token's launches by family: a kernel, whatever the form of its matrices. Those between the first
-# and the last two are launched in each layer.
+# and the last two are launched in each layer, but for the router where its logits are announced.
 TOKEN_FAMILIES = (
     "embed",
     "qkv",

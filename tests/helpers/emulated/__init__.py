@@ -56,8 +56,6 @@ _ASM = {
         "ldmatrix_x4(d, from, true);"
     ),
     r'asm volatile\("ld\.volatile\.global\.v4\.f32 .*?"memory"\);': "memcpy(&four, from, 16);",
-    # Who arrives waits here, too.
-    r'asm volatile\("barrier\.(arrive|sync) 1, %0;".*?"memory"\);': "__syncthreads();",
     # There are no clusters: a block is one by itself, and never comes here.
     r'asm volatile\("barrier\.cluster\..*?"memory"\);': "abort();",
     r'asm volatile\("{ \.reg \.b32 there; mapa\..*?"memory"\);': "abort();",
