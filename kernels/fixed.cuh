@@ -11,12 +11,12 @@
 constexpr int kTiledThreads = 512;  // of a block of a kernel over tiles
 constexpr int kTiledWarps = kTiledThreads / 32;
 constexpr int kUnit = 256;          // values that share a unit
-constexpr int kLimbPadding = 32;    // bytes between limbs: they then lie in different banks
+constexpr int kLimbPadding = 16;    // bytes between limbs: 16 bytes of two then lie in different banks
 
 struct FixedInput {
-  const int8_t* limbs;   // [3, stride]
+  const int8_t* limbs;   // [3, stride], in the order of `limb_place`
   const int8_t* zeros;   // [kUnit]: what is multiplied where nothing is wanted
-  const float* sums;     // [columns / 32], of values
+  const int8_t* sums;    // [columns / 256, 4, 2, 4]: four limbs of the sums of even and odd groups of 32
   const float* units;    // [columns / 256]
   const float* squares;  // [columns / 256]: sums of x^2, of what an RMSNorm is to be applied to
   const float* scale;    // [1]: that RMSNorm's, behind `find_scale`
@@ -29,14 +29,20 @@ __host__ __device__ constexpr int fixed_bytes(int columns) {
   return (kUnit + 3 * (columns + kLimbPadding) + columns / 32 * 4 + columns / kUnit * 8 + 4 + 15) / 16 * 16;
 }
 
+// Where eight values that begin at `column` of 256 have their limbs: an mma's lane reads those of its
+// eight columns of all even groups of 32, or of all odd ones, in one run.
+__device__ inline int limb_place(int column) {
+  return (column & 32) * 4 + (column & 24) * 4 + column / 64 * 8;
+}
+
 __device__ inline FixedInput fixed_input(uint8_t* memory, int columns) {
   FixedInput in;
   in.columns = columns;
   in.stride = columns + kLimbPadding;
   in.zeros = reinterpret_cast<int8_t*>(memory);
   in.limbs = in.zeros + kUnit;
-  in.sums = reinterpret_cast<float*>(memory + kUnit + 3 * in.stride);
-  in.units = in.sums + columns / 32;
+  in.sums = in.limbs + 3 * in.stride;
+  in.units = reinterpret_cast<const float*>(in.sums + columns / 8);
   in.squares = in.units + columns / kUnit;
   in.scale = in.squares + columns / kUnit;
   return in;
@@ -55,7 +61,7 @@ __device__ inline void fix_group(const FixedInput& in, int group, const float (&
   // What is not finite gets a unit that is NaN, so that it cannot pass unseen.
   const float unit = most < 0x7f800000u ? largest * (1.0f / kMost) : __int_as_float(0x7fffffff);
   int sum = 0;
-  const int first = group * kUnit + 8 * lane_id();
+  const int first = group * kUnit + limb_place(8 * lane_id());
   uint32_t bytes[3][2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -79,7 +85,10 @@ __device__ inline void fix_group(const FixedInput& in, int group, const float (&
   }
   sum += __shfl_xor_sync(kAllLanes, sum, 1);
   sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  if ((lane_id() & 3) == 0) const_cast<float*>(in.sums)[first / 32] = unit * static_cast<float>(sum);
+  // Of a group's four lanes each writes one limb.
+  const int limb = lane_id() & 3, of = lane_id() / 4;
+  const uint32_t limbs = (static_cast<uint32_t>(sum) + 0x00808080u) ^ 0x00808080u;
+  const_cast<int8_t*>(in.sums)[32 * group + 8 * limb + 4 * (of & 1) + of / 2] = static_cast<int8_t>(limbs >> (8 * limb));
   if (lane_id() == 0) const_cast<float*>(in.units)[group] = unit;
 }
 

@@ -22,7 +22,7 @@ SUPERBLOCK = 256  # values that share a scale (kRounded), a unit (kUnit)
 BLOCK_ROWS = 16  # that a block computes at a time (kBlockRows)
 
 _TILED_WARPS = 16  # of a block over tiles (kTiledWarps)
-_LIMB_PADDING = 32  # kLimbPadding
+_LIMB_PADDING = 16  # kLimbPadding
 ANNOUNCER_BYTES = 4 * _TILED_WARPS  # shared memory that announcing takes: a float a warp
 _TILE_BYTES = {"Q4_K_TILED": 2304, "Q6_K_TILED": 3360}  # kTileQ4_K, kTileQ6_K
 _MOST_TILES = 64  # whose products a block keeps at a time, if an item has no more

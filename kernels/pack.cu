@@ -10,12 +10,6 @@ struct PackArgs {
 };
 static_assert(sizeof(PackArgs) == PACK_ARGS_BYTES, "differs from kernels/pack.py");
 
-// A four-byte word at any even address.
-__device__ inline uint32_t unaligned(const uint8_t* at) {
-  const uint16_t* half = reinterpret_cast<const uint16_t*>(at);
-  return half[0] | static_cast<uint32_t>(half[1]) << 16;
-}
-
 // Where a word of a tile's quants comes from: lane (row, pair) of chunk j holds the words of rows row and
 // row + 8 with columns 8 * pair .. 8 * pair + 3, then of both with the four behind.
 struct WordPlace {
@@ -28,6 +22,9 @@ struct WordPlace {
   }
 };
 
+// The row of word `index` behind a tile's quants.
+__device__ inline int head_row(int index) { return index / 8 + 8 * (index & 1); }
+
 // Word `index` of a tile whose 16 rows' blocks `block(row)` gives.
 template <class Block>
 __device__ inline uint32_t word_q4_k(Block block, int index) {
@@ -35,7 +32,17 @@ __device__ inline uint32_t word_q4_k(Block block, int index) {
     const WordPlace at(index);
     return *reinterpret_cast<const uint32_t*>(block(at.row) + 16 + 32 * at.chunk + at.column);
   }
-  return reinterpret_cast<const uint32_t*>(block((index - 512) / 4))[index & 3];  // heads
+  const int which = (index - 512) / 2 & 3;
+  const uint4 head = *reinterpret_cast<const uint4*>(block(head_row(index - 512)));
+  if (which == 3) return head.x;
+  uint32_t packed = 0;
+  for (int i = 0; i < 4; ++i) {
+    const int even = six_bits<true>(head, 2 * i), odd = six_bits<true>(head, 2 * i + 1);
+    const int byte = which == 2 ? (even & 15) | (odd & 15) << 4
+                                : six_bits<false>(head, 2 * i + which) | (which == 0 ? even : odd) >> 4 << 6;
+    packed |= static_cast<uint32_t>(byte) << (8 * i);
+  }
+  return packed;
 }
 
 // A quant, less 32, as six bits of two's complement.
@@ -60,7 +67,8 @@ __device__ inline uint32_t word_q6_k(Block block, int index) {
       packed |= (own << 2 | (fourth >> (4 - 2 * which) & 3)) << (8 * b);
     }
   } else if (index < 832) {
-    packed = unaligned(block((index - 768) / 4) + 192 + 4 * (index & 3));  // scales
+    const uint8_t* const scales = block(head_row(index - 768)) + 192 + 8 * (index / 4 & 1) + (index / 2 & 1);
+    for (int b = 0; b < 4; ++b) packed |= static_cast<uint32_t>(scales[2 * b]) << (8 * b);
   } else {
     const int row = 2 * (index - 832);  // two d
     for (int r = 0; r < 2; ++r) {

@@ -52,8 +52,8 @@ WIDTHS = {
 }
 # How the lanes' words of a tile, and the input's limbs and scales, are read out of shared memory.
 TILE_WIDTHS = {
-    "add_q4_k": {"v4.u32", "v2.u32", "v2.f32", "f32"},
-    "add_q6_k": {"v4.u32", "v2.u32", "u16", "f32"},
+    "product_q4_k": {"v4.u32", "v2.u32", "u32", "f32"},
+    "product_q6_k": {"v4.u32", "v2.u32", "u16", "f32"},
 }
 
 ids = {"ids": lambda value: value if isinstance(value, str) else value.name}

@@ -175,6 +175,22 @@ def six_bits(tile):
     return six.view(np.int8)
 
 
+def by_row(tail):
+    """Words ``[16, 4, 4]`` by row: behind the quants those of rows r and r + 8 lie side by side."""
+    return tail.reshape(8, 4, 2, 4).transpose(2, 0, 1, 3).reshape(16, 4, 4)
+
+
+def heads(tile):
+    """The first 16 bytes of the rows' blocks, as GGUF has them."""
+    words = by_row(tile[2048:])
+    scales = (words[:, :2] & 63).transpose(0, 2, 1).reshape(16, 8)
+    low = np.stack([words[:, 2] & 15, words[:, 2] >> 4], axis=-1)
+    mins = (low | (words[:, :2] >> 6 << 4).transpose(0, 2, 1)).reshape(16, 8)
+    first = [six[:, :4] | six[:, 4:] >> 4 << 6 for six in (scales, mins)]
+    last = scales[:, 4:] & 15 | (mins[:, 4:] & 15) << 4
+    return np.concatenate([words[:, 3], *first, last], axis=1)
+
+
 TILED_SHAPE = (3, 32, 2)  # experts, rows, superblocks
 
 
@@ -186,7 +202,7 @@ def test_a_tile_of_q4_k_holds_its_blocks_in_one_run(place):
         tile = tiles[row, superblock]
         low = nibbles(tile)
         quants = (low[:, 0] | low[:, 1] << 4).transpose(1, 0, 2).reshape(16, 128)
-        got = np.concatenate([tile[2048:].reshape(16, 16), quants], axis=1)
+        got = np.concatenate([heads(tile), quants], axis=1)
         np.testing.assert_array_equal(got, wanted[row, :, superblock])
 
 
@@ -197,7 +213,9 @@ def test_a_tile_of_q6_k_read_in_the_order_of_an_operand_is_what_gguf_says(place)
     for row, superblock in np.ndindex(tiles.shape[:2]):
         tile = tiles[row, superblock]
         quants = six_bits(tile).astype(np.float32) / 4  # two's complement, four times as large
-        scales = tile[3072:3328].view(np.int8).reshape(16, 16).astype(np.float32)
+        # Of each four groups first those of the first 16 columns, then those of the last.
+        sides = by_row(tile[3072:3328].view(np.int8)).reshape(16, 2, 2, 4)
+        scales = sides.transpose(0, 1, 3, 2).reshape(16, 16).astype(np.float32)
         d = tile[3328:].view(np.float16).astype(np.float32)
         of_column = np.repeat(scales, 16, axis=1)  # a scale for each 16 columns
         got = quants.transpose(1, 0, 2).reshape(16, 256) * (d[:, None] * of_column)

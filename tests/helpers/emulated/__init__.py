@@ -36,6 +36,9 @@ _ASM = {
         "memcpy(d, c, sizeof(d)), mma_m16n8k32(d, a, b, true);"
     ),
     r'asm\("ex2\.approx\.ftz\.f32 .*?\);': "power = exp2f(exponent);",
+    r'asm\("mma\.sync\.aligned\.m16n8k16\.row\.col\.s32\.u8\.s8\.s32 .*?\);': (
+        "mma_m16n8k16(d, a, b);"
+    ),
     r'asm\("prmt\.b32 %0, %1, 0, %2;".*?\);': "result = prmt(word, 0, selector);",
     r'asm\("mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.f16\.f16\.f32 .*?\);': (
         "mma_m16n8k16(d, a, b);"

@@ -326,6 +326,13 @@ inline void mma_m16n8k32(int (&d)[4], const uint32_t (&a)[4], const B& b, bool s
   }
 }
 
+// d = a * b, of mma.m16n8k16 with unsigned a: as above, without the second half of the depth.
+inline void mma_m16n8k16(int (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  struct { uint32_t x, y; } const columns = {b, 0};
+  memset(d, 0, sizeof(d));
+  mma_m16n8k32(d, {a[0], a[1], 0, 0}, columns);
+}
+
 // d += a * b, of mma.m16n8k16 with f16 operands and f32 sums. Fragments as above, two columns a word:
 // a[0] is row g, a[1] row g + 8, of columns 2 t and 2 t + 1; a[2] and a[3] the same 8 columns on; b[0]
 // rows 2 t on, b[1] 8 further, of column g. Products are exact, and their sum is cut off, not rounded,
