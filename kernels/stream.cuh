@@ -89,9 +89,10 @@ class TileStream {
       const int of = threadIdx.x / (kTileRows * kRowLanes), row = threadIdx.x / kRowLanes % kTileRows;
       const int item = first + of * gridDim.x;
       const bool mine = of < items_.batch && item < items_.count;
+      const int end = end_of(first);
       const float prepared = mine ? prepare(item, row) : 0.0f;
 #pragma unroll 1
-      for (Place at = {first, whole_warp_id()}; exists(at); at.tile += kTiledWarps) {
+      for (Place at = {first, whole_warp_id()}; at.tile < end; at.tile += kTiledWarps) {
         await_copies<DEPTH - 1>();
         __syncwarp();  // the other lanes' have come, too
         const Tile tile = source(item_of(at), part_of(at));
@@ -120,15 +121,22 @@ class TileStream {
   // A tile of the batch that begins with item `first`.
   struct Place { int first, tile; };
 
+  // How many tiles the batch that begins with item `first` has: fewer than `tiles()` where items end.
+  __device__ int end_of(int first) const {
+    int end = 0;
+#pragma unroll 1
+    for (int item = first; item < items_.count && end < tiles(); item += gridDim.x) end += items_.parts;
+    return end;
+  }
+
   __device__ int of(const Place& at) const { return by_parts_.of(at.tile); }
   __device__ int item_of(const Place& at) const { return at.first + of(at) * static_cast<int>(gridDim.x); }
   __device__ int part_of(const Place& at) const { return at.tile - of(at) * items_.parts; }
-  __device__ bool exists(const Place& at) const { return at.tile < tiles() && item_of(at) < items_.count; }
 
   // A commit for each call, whether there is a tile or not: `await_copies` counts them.
   template <class Source>
   __device__ void ask(int slot, Source source) {
-    if (exists(ahead_)) {
+    if (ahead_.tile < tiles() && item_of(ahead_) < items_.count) {
       const Tile tile = source(item_of(ahead_), part_of(ahead_));
       const uint8_t* const from = tile.at + 16 * lane_id();
       uint8_t* const to = slot_at(slot) + 16 * lane_id();
