@@ -5,8 +5,9 @@
 // deals their tiles out to its warps, which copy them into shared memory by cp.async, up to DEPTH
 // ahead. The tiles' products meet in shared memory, behind one barrier for a batch.
 //
-// The first tiles are asked for before the predecessor has ended (gate_up's behind it, experts.cu); the block is small enough for two
-// successive kernels to share a multiprocessor, else that would have to wait for its end.
+// The first tiles are asked for before the predecessor has ended (gate_up's behind it, experts.cu); the
+// block is small enough for two successive kernels to share a multiprocessor, else that would have to wait
+// for its end.
 #pragma once
 
 #include "tiles.cuh"
